@@ -1,0 +1,1 @@
+../../retinastream/__init__.py

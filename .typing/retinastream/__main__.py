@@ -1,0 +1,1 @@
+../../retinastream/__main__.py

@@ -1,0 +1,1 @@
+../../retinastream/settings.py

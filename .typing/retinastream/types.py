@@ -1,0 +1,1 @@
+../../retinastream/types.py

@@ -1,0 +1,114 @@
+"""From luma and chroma to BGR.
+
+Chroma is replicated, not interpolated: every luma sample takes the chroma sample whose cell it lies in. That is what a
+kernel gets when it reads chroma once per 2x2, and the detector does not see the difference.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from retinastream.types import Frame, Matrix
+
+UInt8 = npt.NDArray[np.uint8]
+Float64 = npt.NDArray[np.float64]
+
+# Weights of red and blue in luma (ITU-R BT.601-7, BT.709-6, BT.2020-2).
+_LUMA_WEIGHTS: dict[Matrix, tuple[float, float]] = {
+    "bt601": (0.299, 0.114),
+    "bt709": (0.2126, 0.0722),
+    "bt2020": (0.2627, 0.0593),
+}
+
+
+@cache
+def yuv_to_bgr_matrix(matrix: Matrix, full_range: bool) -> Float64:
+    """Return the (3, 4) affine map from (Y, U, V, 1) to (B, G, R), all in units of 8-bit code values.
+
+    Limited range has luma in 16..235 and chroma in 16..240 around 128; full range uses 0..255. Deeper samples are first
+    divided by 2 ** (bits - 8), as ITU-R BT.2100 scales its code values.
+    """
+    kr, kb = _LUMA_WEIGHTS[matrix]
+    kg = 1.0 - kr - kb
+    y_gain, c_gain, y_zero = (1.0, 1.0, 0.0) if full_range else (255 / 219, 255 / 224, 16.0)
+    blue_u, red_v = 2 * (1 - kb) * c_gain, 2 * (1 - kr) * c_gain
+    green_u, green_v = -blue_u * kb / kg, -red_v * kr / kg
+    rows = np.array([[y_gain, blue_u, 0.0], [y_gain, green_u, green_v], [y_gain, 0.0, red_v]])
+    result = np.column_stack([rows, -rows @ np.array([y_zero, 128.0, 128.0])])
+    result.flags.writeable = False
+    return result
+
+
+def luma(frame: Frame) -> npt.NDArray[Any]:
+    """Return the luma plane (height, width) in the sample type of the format."""
+    plane: npt.NDArray[Any] = frame.planes[0]
+    return plane
+
+
+def chroma(frame: Frame) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the U and V planes at their own size; views, also where they are interleaved."""
+    if frame.format.interleaved_chroma:
+        uv = frame.planes[1]
+        return uv[..., 0], uv[..., 1]
+    return frame.planes[1], frame.planes[2]
+
+
+def replicate(plane: npt.NDArray[Any], frame: Frame) -> npt.NDArray[Any]:
+    """Enlarge a chroma plane to the luma grid by repeating samples, cropped to odd sizes."""
+    fmt = frame.format
+    if fmt.sub_x > 1:
+        plane = plane.repeat(fmt.sub_x, axis=1)[:, : frame.width]
+    if fmt.sub_y > 1:
+        plane = plane.repeat(fmt.sub_y, axis=0)[: frame.height]
+    return plane
+
+
+def yuv444(frame: Frame) -> npt.NDArray[Any]:
+    """Return (height, width, 3) of Y, U, V in the sample type of the format; grey has neutral chroma."""
+    y = luma(frame)
+    if frame.format.planes == 1:
+        neutral = np.full_like(y, 1 << (frame.format.bits - 1))
+        return cv2.merge([y, neutral, neutral])
+    u, v = chroma(frame)
+    return cv2.merge([np.ascontiguousarray(y), *(np.ascontiguousarray(replicate(p, frame)) for p in (u, v))])
+
+
+def apply_matrix(yuv: npt.NDArray[Any], frame: Frame, unit: float, out: UInt8 | None = None) -> UInt8:
+    """Convert (height, width, 3) YUV samples to uint8 BGR, clipped and rounded; ``unit`` is one 8-bit code value."""
+    weights = yuv_to_bgr_matrix(frame.matrix, frame.full_range).copy()
+    weights[:, :3] /= unit
+    if yuv.dtype == np.uint8:
+        return np.asarray(cv2.transform(yuv, weights, dst=out), np.uint8)
+    # Deeper samples pass through float32: OpenCV's 16-bit transform would round before it clips to 8 bits.
+    wide = cv2.transform(yuv if yuv.dtype == np.float32 else yuv.astype(np.float32), weights)
+    np.rint(wide, out=wide)
+    np.clip(wide, 0, 255, out=wide)
+    if out is None:
+        return wide.astype(np.uint8)
+    out[...] = wide
+    return out
+
+
+def sample_unit(frame: Frame) -> float:
+    """How many units of the stored integer make one 8-bit code value."""
+    return float(1 << (frame.format.bits - 8 + frame.format.shift))
+
+
+def upright(picture: npt.NDArray[Any], frame: Frame) -> npt.NDArray[Any]:
+    """Turn a picture (height, width, ...) of this frame upright; a view where no turn is needed."""
+    if frame.rotation == 0:
+        return picture
+    turns = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
+    return np.asarray(cv2.rotate(np.ascontiguousarray(picture), turns[frame.rotation]))
+
+
+def to_bgr(frame: Frame) -> UInt8:
+    """Return the upright picture as (height, width, 3) uint8 BGR; shares memory with the frame where it can."""
+    if not frame.format.is_yuv:
+        return np.asarray(upright(frame.planes[0], frame), np.uint8)
+    return np.asarray(upright(apply_matrix(yuv444(frame), frame, sample_unit(frame)), frame), np.uint8)

@@ -1,0 +1,132 @@
+"""From decoded planes to network input, in one definition for every format.
+
+1. Chroma is replicated to the luma grid.
+2. Each channel is resampled: output pixel centre (i + 0.5) maps to (i + 0.5) * source / target. At 1:1 samples are
+   taken as they are; when enlarging or reducing by at most 2, bilinear between the four nearest centres, edges
+   replicated; when either axis is reduced by more than 2, the mean over the pixel's footprint.
+3. The result is converted to BGR, clipped to 0..255 and rounded, turned upright, placed at the top left and padded with
+   the mean; then, for float input, the mean is subtracted and the scale applied.
+
+Because resampling is linear and comes before the only clip, planes may be resampled at their own resolution: reducing
+chroma from half size is the same mean as reducing its replicated form. At 4K to 1280x720 that costs 6 ms instead of 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from retinastream.kernels import colour
+from retinastream.kernels.sizing import Placement
+from retinastream.models.spec import DetectorSpec
+from retinastream.types import Frame
+
+UInt8 = npt.NDArray[np.uint8]
+
+
+def preprocess(
+    frames: Sequence[Frame], placements: Sequence[Placement], spec: DetectorSpec, out: npt.NDArray[Any]
+) -> None:
+    """Fill a batch of network input from frames of any format.
+
+    ``out`` is (batch, 3, height, width) float32, normalised in the spec's channel order, or (batch, height, width, 3)
+    uint8 BGR for runtimes that normalise inside their graph. Its height and width are the placements' padded size.
+    """
+    planar = out.dtype == np.float32
+    for slot, frame, placement in zip(out, frames, placements, strict=True):
+        picture = np.empty((placement.padded_height, placement.padded_width, 3), np.uint8) if planar else slot
+        _fill(frame, placement, spec, picture)
+        if planar:
+            _normalise(picture, placement, spec, slot)
+
+
+def _fill(frame: Frame, placement: Placement, spec: DetectorSpec, out: UInt8) -> None:
+    """Write one padded BGR picture (padded height, padded width, 3)."""
+    pad = np.rint(spec.mean if spec.channel_order == "bgr" else spec.mean[::-1]).astype(np.uint8)
+    out[placement.height :] = pad
+    out[: placement.height, placement.width :] = pad
+    target = out[: placement.height, : placement.width]
+    turned = frame.rotation in (90, 270)
+    width, height = (placement.height, placement.width) if turned else (placement.width, placement.height)
+    if frame.rotation == 0:
+        _resample(frame, width, height, target)
+    else:
+        stored = np.empty((height, width, 3), np.uint8)
+        _resample(frame, width, height, stored)
+        target[...] = colour.upright(stored, frame)
+
+
+def _resample(frame: Frame, width: int, height: int, out: UInt8) -> None:
+    """Write the stored (not yet upright) picture as BGR at (height, width)."""
+    if (width, height) == (frame.width, frame.height):
+        if frame.format.is_yuv:
+            colour.apply_matrix(colour.yuv444(frame), frame, colour.sample_unit(frame), out)
+        else:
+            out[...] = frame.planes[0]
+        return
+    if not frame.format.is_yuv:
+        out[...] = _resize(frame.planes[0], width, height)
+        return
+    colour.apply_matrix(_resampled_yuv(frame, width, height), frame, 256.0, out)
+
+
+def _resampled_yuv(frame: Frame, width: int, height: int) -> npt.NDArray[np.float32]:
+    """Return (height, width, 3) float32 of Y, U, V in 1/256 of an 8-bit code value."""
+    fmt = frame.format
+    if fmt.planes == 1:
+        y = _resize(_to_16_bits(colour.luma(frame), frame), width, height)
+        neutral = np.full_like(y, 128 << 8)
+        return np.asarray(cv2.merge([y, neutral, neutral]), np.float32)
+    # A chroma sample at an odd edge stands for fewer luma samples, so its plane's footprints would be off: replicate.
+    whole_cells = frame.width % fmt.sub_x == 0 and frame.height % fmt.sub_y == 0
+    if _reduces(frame.width, frame.height, width, height) and whole_cells:
+        planes = [colour.luma(frame), *colour.chroma(frame)]
+    else:
+        planes = [colour.luma(frame), *(colour.replicate(p, frame) for p in colour.chroma(frame))]
+    return np.asarray(
+        cv2.merge([_resize_by(_to_16_bits(p, frame), frame, width, height) for p in planes]), np.float32
+    )
+
+
+def _to_16_bits(plane: npt.NDArray[Any], frame: Frame) -> npt.NDArray[np.uint16]:
+    """Scale samples so that one 8-bit code value is 256 units: keeps the rounding of the resampling below 1/256."""
+    shift = 16 - frame.format.bits - frame.format.shift
+    return np.ascontiguousarray(np.left_shift(plane, shift, dtype=np.uint16))
+
+
+def _reduces(width: int, height: int, to_width: int, to_height: int) -> bool:
+    return width > 2 * to_width or height > 2 * to_height
+
+
+def _resize_by(
+    plane: npt.NDArray[np.uint16], frame: Frame, width: int, height: int
+) -> npt.NDArray[Any]:
+    """Resize a plane by the rule of the whole picture's ratio, also when the plane itself is smaller."""
+    if plane.shape[:2] == (height, width):
+        return plane
+    area = _reduces(frame.width, frame.height, width, height)
+    if area and (plane.shape[1] < width or plane.shape[0] < height):
+        # One axis is hardly reduced, so chroma would have to be enlarged: INTER_AREA does that as bilinear.
+        plane = np.ascontiguousarray(colour.replicate(plane, frame))
+    return np.asarray(cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR))
+
+
+def _resize(plane: npt.NDArray[Any], width: int, height: int) -> npt.NDArray[Any]:
+    area = _reduces(plane.shape[1], plane.shape[0], width, height)
+    return np.asarray(cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR))
+
+
+def _normalise(picture: UInt8, placement: Placement, spec: DetectorSpec, out: npt.NDArray[np.float32]) -> None:
+    """Write (3, height, width) float32 from padded BGR; the padding becomes exactly zero."""
+    channels = cv2.split(picture)
+    order = (0, 1, 2) if spec.channel_order == "bgr" else (2, 1, 0)
+    for plane, source, mean in zip(out, order, spec.mean, strict=True):
+        np.subtract(channels[source], np.float32(mean), out=plane)
+        if spec.scale != 1.0:
+            np.multiply(plane, np.float32(spec.scale), out=plane)
+        plane[placement.height :] = 0
+        plane[: placement.height, placement.width :] = 0

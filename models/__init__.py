@@ -1,0 +1,1 @@
+"""What a detector is: its spec, the torch network, checkpoints, ONNX export, the model zoo."""

@@ -1,0 +1,5 @@
+"""``python -m retinastream`` is the command line."""
+
+from retinastream.cli import main
+
+main()

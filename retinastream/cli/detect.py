@@ -1,0 +1,122 @@
+"""``retinastream detect``: faces out of files."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from retinastream.cli.options import parameters
+from retinastream.settings import DetectSettings, load_settings
+
+
+def _detect(
+    sources: list[str] | None,
+    *,
+    config: Path | None,
+    dump_config: bool,
+    as_json: bool,
+    stats: bool,
+    quiet: bool,
+    **flags: Any,
+) -> None:
+    settings = load_settings({name: value for name, value in flags.items() if value not in (None, [])}, config)
+    if dump_config:
+        import yaml
+
+        typer.echo(yaml.safe_dump(settings.plain(), sort_keys=False), nl=False)
+        return
+    if not sources:
+        raise typer.BadParameter("give at least one video, picture, directory or pattern", param_hint="SOURCE...")
+    from retinastream.cli.progress import make_observer, print_stats
+    from retinastream.pipeline.run import run
+
+    stop = threading.Event()
+    observer = make_observer(quiet=quiet, inputs=len(sources))
+    with observer, _Interrupts(stop):
+        report = run(settings, sources, observer, stop)
+    if stats:
+        print_stats(report)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict()))
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
+
+
+class _Interrupts:
+    """Turns the first Ctrl-C (or SIGTERM) into a request to finish; the second one gives up at once."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        if self._stop.is_set():
+            raise KeyboardInterrupt
+        self._stop.set()
+        print("stopping: finishing what is in flight (again to give up at once)", file=sys.stderr)  # noqa: T201
+
+
+def _signature() -> inspect.Signature:
+    """Everything the command takes: the sources, the settings' own fields, and how to report."""
+    first = inspect.Parameter(
+        "sources",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            list[str] | None,
+            typer.Argument(
+                metavar="SOURCE...",
+                help="Videos, pictures, directories, patterns, or sequences such as frame_%04d.png.",
+                show_default=False,
+            ),
+        ],
+    )
+    reporting: list[tuple[str, str, type, Any, str]] = [
+        ("config", "--config", Path, None, "YAML file with settings, named as the options are."),
+        ("dump_config", "--dump-config", bool, False, "Print the settings in effect as YAML and exit."),
+        ("as_json", "--json", bool, False, "Print one JSON object at the end, for scripts."),
+        ("stats", "--stats", bool, False, "Print what each stage did and which one was the bottleneck."),
+        ("quiet", "--quiet", bool, False, "Print errors only."),
+    ]
+    rest = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[
+                kind if kind is bool else kind | None,
+                typer.Option(flag, help=text, show_default=False, rich_help_panel="Reporting"),
+            ],
+        )
+        for name, flag, kind, default, text in reporting
+    ]
+    return inspect.Signature([first, *parameters(DetectSettings), *rest])
+
+
+def detect(**values: Any) -> None:
+    """Find faces in videos and pictures and write them down.
+
+    Results are named after their source: clip.mp4 gives clip.faces.jsonl, and clip.annotated.mp4 with --annotate.
+    """
+    _detect(values.pop("sources"), **values)
+
+
+detect.__signature__ = _signature()  # type: ignore[attr-defined]
+detect.__annotations__ = {p.name: p.annotation for p in _signature().parameters.values()}

@@ -1,0 +1,62 @@
+"""Assembles the commands, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import retinastream
+from retinastream.cli.detect import detect
+from retinastream.cli.doctor import doctor
+from retinastream.cli.model import app as model_app
+from retinastream.errors import RetinastreamError
+
+EPILOG = "Exit codes: 0 all done, 1 some inputs failed, 2 wrong usage, 3 environment, 130 interrupted."
+
+app = typer.Typer(
+    name="retinastream",
+    help="Finds faces in video at full 4K resolution.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command("detect", epilog=EPILOG)(detect)
+app.command("doctor")(doctor)
+app.add_typer(model_app, name="model")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"retinastream {retinastream.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; the exit code is the process's."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        app()
+    except RetinastreamError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output went away; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

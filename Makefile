@@ -8,11 +8,11 @@ MODEL  ?=
 ARGS   ?=
 
 # A checkpoint has to be exported first, which takes torch and onnx; an .onnx file or a name of the zoo does not.
-RUN_EXTRAS := $(if $(filter %.pth %.pt %.tar,$(MODEL)),[export])
+RUN_EXTRA := $(if $(filter %.pth %.pt,$(MODEL)),export,base)
 
 .PHONY: run test slow lint clean
 
-run: $(VENV)/installed-run$(RUN_EXTRAS)
+run: $(VENV)/installed-$(RUN_EXTRA)
 	$(VENV)/bin/retinastream detect $(VIDEO) $(if $(MODEL),--model $(MODEL)) --output $(OUTPUT) --overwrite $(ARGS)
 
 test: $(VENV)/installed-dev
@@ -29,8 +29,8 @@ lint: $(VENV)/installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed-run$(RUN_EXTRAS): pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.$(RUN_EXTRAS)'
+$(VENV)/installed-$(RUN_EXTRA): pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.$(if $(filter export,$(RUN_EXTRA)),[export])'
 	@touch '$@'
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -130,9 +130,7 @@ def describe(detector: Detector) -> dict[str, Any]:
     }
 
 
-def _plan(
-    settings: DetectSettings, arguments: Sequence[str], report: RunReport, observer: Observer
-) -> list[_Task]:
+def _plan(settings: DetectSettings, arguments: Sequence[str], report: RunReport, observer: Observer) -> list[_Task]:
     """Find the inputs and check their outputs; what cannot run is reported at once."""
     found = discover(arguments, recursive=settings.recursive)
     for name, error in found.failures:
@@ -207,36 +205,41 @@ def _process(task: _Task, context: _Context) -> None:
         except BaseException as error:
             _finish_sinks(sinks, report, complete=False, cause=error)
             raise
-        _finish_sinks(sinks, report, complete=not context.stop.is_set(), cause=None)
+        else:
+            _finish_sinks(sinks, report, complete=not context.stop.is_set(), cause=None)
+        finally:
+            report.warnings = [*source.warnings, *(line for sink in sinks for line in sink.warnings)]
 
 
 def _stream(source: Source, sinks: Sequence[Sink], report: InputReport, context: _Context) -> None:
     """Run one source through the detector and the sinks; counts go to the report as they happen."""
     detector = context.detector
     keep = any(sink.needs_frame for sink in sinks)
-    stages = detector.stages(keep_frames=keep) + [_write_stage(sink) for sink in sinks]
+    *before, last = detector.stages(keep_frames=keep)
+    stages = [*before, _counted(last, report), *map(_write_stage, sinks)]
     frames = in_batches(_until(source, context.stop), detector.batch)
     pipeline = Pipeline(frames, stages, source_name="decode")
     report.stats = pipeline.stats
     try:
         with pipeline:
             for _, faces in pipeline:
-                report.detected += len(faces)
                 report.written += len(faces)
                 report.faces += sum(len(f) for f in faces)
                 report.source = source.counts
                 context.observer.progressed(report)
     finally:
         report.source = source.counts
-        # On a failure more frames may have been through the detector than through the last output.
-        report.detected = max(report.detected, detected_frames(pipeline, detector.batch))
 
 
-def detected_frames(pipeline: Pipeline, batch: int) -> int:
-    """Return the frames that have left the postprocess stage; exact for batches of one, else a lower bound of zero."""
-    if batch != 1:
-        return 0
-    return next(stage.items for stage in pipeline.stats.stages if stage.name == "postprocess")
+def _counted(stage: Stage, report: InputReport) -> Stage:
+    """Count the frames that leave the detector: on a failure, more of them than reach the last output."""
+
+    def work(item: Any) -> Any:
+        result = stage.work(item)
+        report.detected += len(result[1])
+        return result
+
+    return replace(stage, work=work)
 
 
 def _write_stage(sink: Sink) -> Stage:
@@ -266,9 +269,7 @@ def _until(frames: Iterable[Frame], stop: threading.Event) -> Iterator[Frame]:
             close()
 
 
-def _finish_sinks(
-    sinks: Sequence[Sink], report: InputReport, *, complete: bool, cause: BaseException | None
-) -> None:
+def _finish_sinks(sinks: Sequence[Sink], report: InputReport, *, complete: bool, cause: BaseException | None) -> None:
     """Give every output its name; the first that cannot be closed raises, after the others were closed."""
     first: RetinastreamError | None = None
     for sink in sinks:

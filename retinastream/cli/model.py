@@ -72,19 +72,19 @@ def pull(name: Annotated[str, typer.Argument(help="A name of `retinastream model
 
     entry = zoo.find_entry(name)
     typer.echo(f"{name}: licence: {entry.licence}", err=True)
-    with _progress(name) as report:
+    with _Progress(name) as report:
         path = zoo.pull(name, progress=report)
     typer.echo(str(path))
 
 
-class _progress:  # noqa: N801 (used like a function)
+class _Progress:
     """Progress of one download on standard error: a bar on a terminal, a line every few per cent elsewhere."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self.bar: Any = None
-        self.task: Any = None
-        self.next_line = 0.0
+        self._name = name
+        self._bar: Any = None
+        self._task: Any = None
+        self._next_line = 0.0
 
     def __enter__(self) -> Callable[[int, int | None], None]:
         if not sys.stderr.isatty():
@@ -100,24 +100,24 @@ class _progress:  # noqa: N801 (used like a function)
         )
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-        self.bar.start()
-        self.task = self.bar.add_task(self.name, total=None)
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+        self._bar.start()
+        self._task = self._bar.add_task(self._name, total=None)
         return self.draw
 
     def __exit__(self, *exception: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
     def draw(self, done: int, total: int | None) -> None:
         """Move the bar."""
-        self.bar.update(self.task, completed=done, total=total)
+        self._bar.update(self._task, completed=done, total=total)
 
     def line(self, done: int, total: int | None) -> None:
         """Write a line whenever another step has been passed."""
-        if total and 100.0 * done / total >= self.next_line:
-            typer.echo(f"{self.name}: {done / 1e6:.1f} of {total / 1e6:.1f} MB", err=True)
-            self.next_line = 100.0 * done / total + _PLAIN_STEP
+        if total and 100.0 * done / total >= self._next_line:
+            typer.echo(f"{self._name}: {done / 1e6:.1f} of {total / 1e6:.1f} MB", err=True)
+            self._next_line = 100.0 * done / total + _PLAIN_STEP
 
 
 @app.command()
@@ -135,14 +135,15 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output when it exists.")] = False,
 ) -> None:
-    """Export a checkpoint to ONNX (needs pip install 'retinastream[export]')."""
+    """Export a checkpoint to ONNX; needs the export extra of the package."""
     from retinastream.errors import UsageError
     from retinastream.models.spec_registry import read_spec
     from retinastream.models.zoo import cache_dir, export_checkpoint, export_destination
 
     detector = None if spec is None else read_spec(spec)
     out = export_destination(checkpoint, layout.value) if output is None else output
-    if out.exists() and not overwrite and not out.is_relative_to(cache_dir()):
+    # The cache holds nothing that cannot be made again, so an export that goes there by default may replace it.
+    if out.exists() and not overwrite and (output is not None or not out.is_relative_to(cache_dir())):
         raise UsageError(f"{out} exists; give --overwrite to replace it, or another --output")
     typer.echo(str(export_checkpoint(checkpoint, out, layout=layout.value, spec=detector)))
 

@@ -196,7 +196,8 @@ def print_stats(report: RunReport) -> None:
             continue
         stats = outcome.stats.to_dict()
         title = f"{outcome.name}: bottleneck is {stats['bottleneck']} ({stats['wall_seconds']:.2f} s)"
-        table = Table(title=title, title_justify="left", box=None)
+        console.print(title, markup=False, soft_wrap=True)
+        table = Table(box=None)
         table.add_column("stage", no_wrap=True)
         for column in ("workers", "items", "busy s", "busy", "max/cap", "mean depth", "put waits", "get waits"):
             table.add_column(column, justify="right")

@@ -108,8 +108,6 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _python() -> Finding:
     detail = f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})"
-    if sys.version_info < (3, 11):
-        return Finding(_AREA, "python", "error", detail, "install Python 3.11 or newer and make a new environment")
     return Finding(_AREA, "python", "ok", detail)
 
 
@@ -122,15 +120,15 @@ def _system() -> Finding:
 
 def _required(distribution: str, module: str) -> Finding:
     imported, problem = load(module)
-    version = installed_version(distribution) or getattr(imported, "__version__", "unknown version")
+    version = installed_version(distribution)
     if imported is None:
-        known = installed_version(distribution)
-        if known is None:
+        if version is None:
             return Finding(_AREA, distribution, "error", "not installed", f"pip install {distribution}")
         remedy = f"pip install --force-reinstall {distribution}"
-        return Finding(_AREA, distribution, "error", f"{known} does not load: {problem}", remedy)
-    lowest = outdated(distribution, version)
+        return Finding(_AREA, distribution, "error", f"{version} does not load: {problem}", remedy)
+    version = version or str(getattr(imported, "__version__", "unknown version"))
     detail = f"{version}{_ffmpeg(imported)}" if module == "av" else version
+    lowest = outdated(distribution, version)
     if lowest is not None:
         remedy = f"pip install '{distribution}>={lowest}'"
         return Finding(_AREA, distribution, "warning", f"{detail}; this package asks for {lowest} or newer", remedy)
@@ -143,32 +141,35 @@ def _ffmpeg(av: ModuleType) -> str:
 
 def _opencv() -> Finding:
     """Judge OpenCV by its distributions: all four bring the same folder, so that two of them overwrite each other."""
-    installed = [(name, version) for name in _OPENCV if (version := installed_version(name))]
-    names = [name for name, _ in installed]
-    listed = ", ".join(f"{name} {version}" for name, version in installed)
+    installed = {name: version for name in _OPENCV if (version := installed_version(name))}
+    listed = ", ".join(f"{name} {version}" for name, version in installed.items())
     cv2, problem = load("cv2")
     if len(installed) > 1:
         detail = f"{listed}: they overwrite each other's files" + (f"; cv2 does not load: {problem}" if problem else "")
-        keep = names[-1]
-        remedy = f"keep one of them: pip uninstall -y {' '.join(names)} && pip install --force-reinstall --no-deps {keep}"
+        names, keep = " ".join(installed), list(installed)[-1]
+        remedy = f"keep one of them: pip uninstall -y {names} && pip install --force-reinstall --no-deps {keep}"
         return Finding(_AREA, "opencv", "warning" if cv2 else "error", detail, remedy)
     if cv2 is None:
-        if not installed:
-            return Finding(_AREA, "opencv", "error", "not installed", "pip install opencv-python-headless")
-        detail = f"{listed} does not load: {problem}"
-        if "libGL" in problem or "libgthread" in problem:
-            remedy = f"pip uninstall -y {names[0]} && pip install opencv-python-headless (it needs no window system)"
-        else:
-            remedy = f"pip install --force-reinstall --no-deps {names[0]}"
-        return Finding(_AREA, "opencv", "error", detail, remedy)
-    version = getattr(cv2, "__version__", "unknown version")
+        return _broken_opencv(next(iter(installed), None), listed, problem)
     if not installed:
+        version = getattr(cv2, "__version__", "of unknown version")
         return Finding(_AREA, "opencv", "ok", f"cv2 {version}, not from one of pip's OpenCV packages")
-    lowest = outdated("opencv-python-headless", installed[0][1])
+    ((name, version),) = installed.items()
+    lowest = outdated("opencv-python-headless", version)
     if lowest is not None:
-        remedy = f"pip install '{names[0]}>={lowest}'"
+        remedy = f"pip install '{name}>={lowest}'"
         return Finding(_AREA, "opencv", "warning", f"{listed}; this package asks for {lowest} or newer", remedy)
-    return Finding(_AREA, "opencv", "ok", f"{listed} (cv2 {version})")
+    return Finding(_AREA, "opencv", "ok", f"{listed} (cv2 {getattr(cv2, '__version__', 'of unknown version')})")
+
+
+def _broken_opencv(distribution: str | None, listed: str, problem: str) -> Finding:
+    if distribution is None:
+        return Finding(_AREA, "opencv", "error", "not installed", "pip install opencv-python-headless")
+    if "libGL" in problem or "libgthread" in problem:
+        remedy = f"pip uninstall -y {distribution} && pip install opencv-python-headless (it needs no window system)"
+    else:
+        remedy = f"pip install --force-reinstall --no-deps {distribution}"
+    return Finding(_AREA, "opencv", "error", f"{listed} does not load: {problem}", remedy)
 
 
 def _optional(package: _Optional) -> Finding:

@@ -1,0 +1,159 @@
+"""How close the whole pipeline comes to its slowest part on this CPU, and how it compares with the classic way.
+
+For a 1080p and a 4K clip: decoding alone, inference alone (the same threads and streams) and end to end (decode,
+preprocess, inference, anchors, NMS), repeated in turn so that a busy machine touches all alike; medians and ratios.
+With --classic CHECKPOINT, the classic PyTorch implementation runs on frames of the same clips in the same run.
+
+    python benchmarks/cpu_detect.py --model mnet025.onnx
+    python benchmarks/cpu_detect.py --model mnet025.onnx --classic mobilenet0.25_Final.pth --json result.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from clips import SAMPLE_4K, reduced
+
+from retinastream import Detector, open_video
+from retinastream.engines.cpu import cpu_count, cpu_name, has_fast_bf16
+from retinastream.pipeline.batches import in_batches
+from retinastream.pipeline.stages import Pipeline
+
+
+def decode_only(clip: Path, threads: int) -> float:
+    """Frames per second of the decoder, frames thrown away."""
+    with open_video(clip, threads=threads) as source:
+        began = time.perf_counter()
+        count = sum(1 for _ in source)
+        return count / (time.perf_counter() - began)
+
+
+def inference_only(detector: Detector, clip: Path, frames: int) -> float:
+    """Frames per second of the network on input that is ready, every stream kept busy."""
+    with open_video(clip, max_frames=1) as source:
+        frame = next(iter(source))
+    jobs = [detector.prepare([frame]) for _ in range(detector.info.streams)]
+    for job in jobs:
+        detector.infer(job)
+    share = max(1, frames // len(jobs))
+
+    def work(job: Any) -> None:
+        for _ in range(share):
+            detector.infer(job)
+
+    threads = [threading.Thread(target=work, args=(job,)) for job in jobs]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - began
+    for job in jobs:
+        detector.finish(job)
+    return share * len(jobs) / seconds
+
+
+def end_to_end(detector: Detector, clip: Path, threads: int, frames: int) -> tuple[float, float, int]:
+    """Frames per second from file to faces, the share of that time spent in postprocessing, and the faces."""
+    with open_video(clip, threads=threads, max_frames=frames) as source:
+        pipeline = Pipeline(in_batches(source, detector.batch), detector.stages(), source_name="decode")
+        faces = count = 0
+        with pipeline:
+            for _, found in pipeline:
+                count += len(found)
+                faces += sum(len(f) for f in found)
+        stats = pipeline.stats
+    post = next(stage for stage in stats.stages if stage.name == "postprocess")
+    return count / stats.wall, post.busy / stats.wall, faces
+
+
+def measure(
+    clip: Path, model: str, size: str, precision: str, threads: int, repeats: int, frames: int
+) -> dict[str, Any]:
+    """Run the three in turn and return their medians."""
+    rows: dict[str, list[float]] = {"decode": [], "inference": [], "end_to_end": [], "post_share": []}
+    faces = 0
+    with Detector(model, size=size, precision=precision, threads=threads, streams=0) as detector:
+        for _ in range(repeats):
+            rows["decode"].append(decode_only(clip, threads))
+            rows["inference"].append(inference_only(detector, clip, frames))
+            fps, share, faces = end_to_end(detector, clip, threads, frames)
+            rows["end_to_end"].append(fps)
+            rows["post_share"].append(share)
+        streams = detector.info.streams
+    medians = {name: statistics.median(values) for name, values in rows.items()}
+    slower = min(medians["decode"], medians["inference"])
+    # With everything on the same cores no schedule can beat the sum of the two costs.
+    bound = 1 / (1 / medians["decode"] + 1 / medians["inference"])
+    return {
+        "clip": clip.name, "size": size, "precision": precision, "threads": threads, "streams": streams,
+        "decode_fps": medians["decode"], "inference_fps": medians["inference"], "end_to_end_fps": medians["end_to_end"],
+        "of_slower": medians["end_to_end"] / slower, "of_shared_bound": medians["end_to_end"] / bound,
+        "postprocess_share": medians["post_share"], "faces": faces,
+    }  # fmt: skip
+
+
+def classic(clip: Path, checkpoint: Path, threads: int, count: int) -> dict[str, Any]:
+    """Run the classic PyTorch implementation on the first frames of a clip."""
+    from classic_baseline import run_classic
+
+    from retinastream.kernels.colour import to_bgr
+
+    with open_video(clip, max_frames=count) as source:
+        pictures = [to_bgr(frame).copy() for frame in source]
+    return dict(run_classic(pictures, checkpoint, threads))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="zoo name or .onnx file")
+    parser.add_argument("--classic", type=Path, help="checkpoint for the classic PyTorch implementation")
+    parser.add_argument("--clip-1080p", type=Path, help="default: the 4K sample, encoded anew at 1080p")
+    parser.add_argument("--clip-4k", type=Path, default=SAMPLE_4K)
+    parser.add_argument("--threads", type=int, default=cpu_count())
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--frames", type=int, default=60, help="frames per end-to-end run")
+    parser.add_argument("--sizes", default="native,fit:1280")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    options = parser.parse_args()
+    precisions = ["f32", "bf16"] if has_fast_bf16() else ["f32"]
+    print(f"{cpu_name()}, {options.threads} threads, medians of {options.repeats}")
+    results: dict[str, Any] = {"cpu": cpu_name(), "threads": options.threads, "rows": [], "classic": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        clip_1080p = options.clip_1080p or reduced(SAMPLE_4K, 1920, 1080, Path(folder) / "sample_1080p.mp4")
+        for clip in (clip_1080p, options.clip_4k):
+            baseline = None
+            if options.classic:
+                found = classic(clip, options.classic, options.threads, 5)
+                results["classic"][clip.name] = found
+                baseline = found["fps"]
+                print(f"{clip.name}: classic PyTorch, native: {json.dumps(found)}")
+            for size in options.sizes.split(","):
+                for precision in precisions:
+                    row = measure(
+                        clip, options.model, size, precision, options.threads, options.repeats, options.frames
+                    )
+                    if baseline:
+                        row["times_classic"] = row["end_to_end_fps"] / baseline
+                    results["rows"].append(row)
+                    print(
+                        f"{clip.name} {size} {precision}: decode {row['decode_fps']:.1f} fps, inference "
+                        f"{row['inference_fps']:.1f}, end to end {row['end_to_end_fps']:.2f} = "
+                        f"{row['of_slower']:.0%} of the slower, {row['of_shared_bound']:.0%} of the shared-core bound; "
+                        f"postprocess {row['postprocess_share']:.1%} of the time"
+                        + (f"; {row['times_classic']:.1f}x classic" if baseline else ""),
+                        flush=True,
+                    )
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

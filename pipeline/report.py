@@ -86,9 +86,10 @@ class InputReport:
 
 @dataclass(slots=True, eq=False)
 class RunReport:
-    """The fate of all inputs of one call, and what ran them (empty when nothing was started)."""
+    """The fate of all inputs of one call, remarks on how they were named, and what ran them (empty if nothing did)."""
 
     inputs: list[InputReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     detector: dict[str, Any] = field(default_factory=dict)
     interrupted: bool = False
     seconds: float = 0.0
@@ -112,6 +113,7 @@ class RunReport:
             "interrupted": self.interrupted,
             "seconds": round(self.seconds, 3),
             "detector": self.detector,
+            "notes": self.notes,
             "inputs": [r.to_dict() for r in self.inputs],
             "failed": sum(r.failed for r in self.inputs),
         }

@@ -133,6 +133,7 @@ def describe(detector: Detector) -> dict[str, Any]:
 def _plan(settings: DetectSettings, arguments: Sequence[str], report: RunReport, observer: Observer) -> list[_Task]:
     """Find the inputs and check their outputs; what cannot run is reported at once."""
     found = discover(arguments, recursive=settings.recursive)
+    report.notes = found.notes
     for name, error in found.failures:
         failed = InputReport(name, status="failed", error=error)
         report.inputs.append(failed)

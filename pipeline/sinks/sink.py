@@ -44,15 +44,18 @@ class RunHeader:
 class Sink(Protocol):
     """One output of one input; used by one thread at a time.
 
-    ``needs_frame`` says whether ``write`` must be given the picture; ``warnings`` are sentences for a person. ``close``
-    puts the output under its final name, also when the run was interrupted (``complete=False``); ``abort`` leaves what
-    was written under ``<name>.part``.
+    ``needs_frame`` says whether ``write`` must be given the picture. ``close`` puts the output under its final name,
+    also when the run was interrupted (``complete=False``); ``abort`` leaves what was written under ``<name>.part``.
     Every method but ``abort`` raises OutputError when the output cannot be written.
     """
 
     needs_frame: bool
-    warnings: Sequence[str]
     path: Path
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What a person should know about this output; complete after ``close``."""
+        ...
 
     def write(self, faces: Faces, frame: Frame | None) -> None:
         """Add one frame; ``frame`` may be None unless ``needs_frame``."""

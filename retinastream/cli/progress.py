@@ -64,6 +64,8 @@ class LineObserver(QuietObserver):
 
     def run_started(self, report: RunReport) -> None:
         """Say what runs, where, and why."""
+        for note in report.notes:
+            self.say(f"note: {note}")
         self.say(describe_run(report.detector))
 
     def input_started(self, report: InputReport) -> None:

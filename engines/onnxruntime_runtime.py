@@ -45,6 +45,8 @@ class OnnxRuntimeEngine:
 
     def slot(self, batch: int, height: int, width: int) -> OnnxRuntimeSlot:
         """Create an input buffer of this size."""
+        if self._session is None:
+            raise UsageError("the detector is closed; create a new one")
         buffer = np.empty(input_shape(self.input_kind, batch, height, width), np.float32)
         return OnnxRuntimeSlot(self._session, buffer, self.model)
 

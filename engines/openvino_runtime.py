@@ -45,6 +45,8 @@ class OpenVinoEngine:
 
     def slot(self, batch: int, height: int, width: int) -> OpenVinoSlot:
         """Create an inference request with an input buffer of this size."""
+        if self._compiled is None:
+            raise UsageError("the detector is closed; create a new one")
         buffer = np.empty(input_shape(self.input_kind, batch, height, width), np.uint8)
         return OpenVinoSlot(self._compiled.create_infer_request(), buffer, self._outputs, self._ov)
 

@@ -6,6 +6,7 @@ import importlib.util
 from typing import Literal, get_args
 
 from retinastream.engines.engine import Engine
+from retinastream.engines.streams import auto_streams
 from retinastream.errors import SetupError, UsageError
 from retinastream.models.onnx_file import OnnxModel
 
@@ -26,14 +27,17 @@ def create_engine(
     """Build the engine for a model on this machine.
 
     ``device`` is "auto" or "cpu"; ``runtime`` "auto", "openvino" or "onnxruntime"; ``precision`` None, "f32" or "bf16";
-    ``threads`` 0 means every processor this process may use. The engine's ``info.reason`` says why it was chosen.
-    Raises UsageError for a value that is not allowed and SetupError for a device this build cannot drive.
+    ``threads`` 0 means every processor this process may use, ``streams`` 0 as many as give the best throughput. The
+    engine's ``info.reason`` says why it was chosen. Raises UsageError for a value that is not allowed and SetupError for
+    a device this build cannot drive.
     """
     if runtime not in RUNTIMES:
         raise UsageError(f"runtime {runtime!r} is not known; allowed are {', '.join(RUNTIMES)}")
-    if threads < 0 or streams < 1:
-        raise UsageError(f"threads {threads} and streams {streams}: expected threads >= 0 (0: all) and streams >= 1")
+    for name, value, low in (("threads", threads, 0), ("streams", streams, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise UsageError(f"{name} was given as {value!r}; expected a whole number, {low} or more")
     check_device(device)
+    streams = streams or auto_streams(threads)
     chosen, reason = _choose(runtime)
     if chosen == "openvino":
         from retinastream.engines.openvino_runtime import OpenVinoEngine
@@ -48,6 +52,8 @@ def check_device(device: str) -> None:
     """Refuse a device that is unknown, or that this version cannot drive yet; never fall back silently."""
     if device in DEVICES:
         return
+    if not isinstance(device, str):
+        raise UsageError(f"device was given as {device!r}; expected text: {', '.join(DEVICES)}")
     if device == "cuda" or device.startswith("cuda:"):
         raise SetupError(
             f"device {device!r}: this version runs the network on the CPU only; use --device cpu or --device auto"

@@ -44,21 +44,23 @@ def final_faces(
     iou: float,
     max_faces: int,
     plus_one: bool = False,
+    clip: bool = True,
     limit: int = PRE_NMS_LIMIT,
 ) -> Faces:
-    """Merge the passes of one picture and keep its faces, best first, boxes clipped to the picture.
+    """Merge the passes of one picture and keep its faces, best first, boxes clipped to the picture if ``clip``.
 
-    A box that has no area left after clipping lies in the padding: it is dropped before NMS, so that it neither
-    suppresses a face nor counts against a limit of faces. ``overflow`` is set when a limit cut off candidates or faces.
+    NMS compares unclipped boxes. A box that has no area left after clipping lies in the padding: it is dropped before
+    NMS, so that it neither suppresses a face nor counts against a limit of faces. ``overflow`` is set when a limit cut
+    off candidates or faces.
     """
     joined = merge(passes, limit)
-    boxes = np.clip(joined.boxes, 0, np.array([width, height, width, height], np.float32)).astype(np.float32)
-    inside = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+    clipped = np.clip(joined.boxes, 0, np.array([width, height, width, height], np.float32)).astype(np.float32)
+    inside = np.flatnonzero((clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1]))
     # one more than wanted, so that reaching the limit can be told from exceeding it
     found = inside[nms(joined.boxes[inside], iou, limit=max_faces + 1, plus_one=plus_one)]
     keep = found[:max_faces]
     return Faces(
-        boxes=boxes[keep],
+        boxes=(clipped if clip else joined.boxes)[keep],
         scores=joined.scores[keep],
         landmarks=joined.landmarks[keep],
         width=width,

@@ -2,8 +2,8 @@
 
 1. Chroma is replicated to the luma grid.
 2. Each channel is resampled: output pixel centre (i + 0.5) maps to (i + 0.5) * source / target. At 1:1 samples are
-   taken as they are; when enlarging or reducing by at most 2, bilinear between the four nearest centres, edges
-   replicated; when either axis is reduced by more than 2, the mean over the pixel's footprint.
+   taken as they are; when enlarging or reducing by less than 2, bilinear between the four nearest centres, edges
+   replicated; when either axis is reduced by 2 or more, the mean over the pixel's footprint.
 3. The result is converted to BGR, clipped to 0..255 and rounded, turned upright, placed at the top left and padded with
    the mean; then, for float input, the mean is subtracted and the scale applied.
 
@@ -87,9 +87,7 @@ def _resampled_yuv(frame: Frame, width: int, height: int) -> npt.NDArray[np.floa
         planes = [colour.luma(frame), *colour.chroma(frame)]
     else:
         planes = [colour.luma(frame), *(colour.replicate(p, frame) for p in colour.chroma(frame))]
-    return np.asarray(
-        cv2.merge([_resize_by(_to_16_bits(p, frame), frame, width, height) for p in planes]), np.float32
-    )
+    return np.asarray(cv2.merge([_resize_by(_to_16_bits(p, frame), frame, width, height) for p in planes]), np.float32)
 
 
 def _to_16_bits(plane: npt.NDArray[Any], frame: Frame) -> npt.NDArray[np.uint16]:
@@ -99,25 +97,29 @@ def _to_16_bits(plane: npt.NDArray[Any], frame: Frame) -> npt.NDArray[np.uint16]
 
 
 def _reduces(width: int, height: int, to_width: int, to_height: int) -> bool:
-    return width > 2 * to_width or height > 2 * to_height
+    # At exactly 2 both definitions are the mean of 2x2; this one is four times as fast.
+    return width >= 2 * to_width or height >= 2 * to_height
 
 
-def _resize_by(
-    plane: npt.NDArray[np.uint16], frame: Frame, width: int, height: int
-) -> npt.NDArray[Any]:
+def _resize_by(plane: npt.NDArray[np.uint16], frame: Frame, width: int, height: int) -> npt.NDArray[Any]:
     """Resize a plane by the rule of the whole picture's ratio, also when the plane itself is smaller."""
     if plane.shape[:2] == (height, width):
         return plane
-    area = _reduces(frame.width, frame.height, width, height)
-    if area and (plane.shape[1] < width or plane.shape[0] < height):
-        # One axis is hardly reduced, so chroma would have to be enlarged: INTER_AREA does that as bilinear.
-        plane = np.ascontiguousarray(colour.replicate(plane, frame))
-    return np.asarray(cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR))
+    return _scale(plane, width, height, _reduces(frame.width, frame.height, width, height))
 
 
 def _resize(plane: npt.NDArray[Any], width: int, height: int) -> npt.NDArray[Any]:
-    area = _reduces(plane.shape[1], plane.shape[0], width, height)
-    return np.asarray(cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR))
+    return _scale(plane, width, height, _reduces(plane.shape[1], plane.shape[0], width, height))
+
+
+def _scale(plane: npt.NDArray[Any], width: int, height: int, area: bool) -> npt.NDArray[Any]:
+    if not area:
+        return np.asarray(cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR))
+    rows, columns = plane.shape[:2]
+    if width > columns or height > rows:
+        # INTER_AREA takes means only where neither axis is enlarged; over repeated samples they are the same means.
+        plane = plane.repeat(-(-height // rows), axis=0).repeat(-(-width // columns), axis=1)
+    return np.asarray(cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA))
 
 
 def _normalise(picture: UInt8, placement: Placement, spec: DetectorSpec, out: npt.NDArray[np.float32]) -> None:

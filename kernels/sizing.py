@@ -6,7 +6,7 @@ No policy resizes silently: the caller names one, and what it means for a pictur
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from retinastream.errors import UsageError
@@ -94,12 +94,27 @@ class SizePolicy:
             return min(self.short_side / short_side, self.long_side / long_side)
         return 1.0
 
-    def placements(self, width: int, height: int, stride: int) -> tuple[Placement, ...]:
-        """Passes for an upright picture of this size, padded to multiples of ``stride``."""
+    def placements(
+        self, width: int, height: int, stride: int, fixed: tuple[int, int] | None = None
+    ) -> tuple[Placement, ...]:
+        """Passes for an upright picture of this size, padded to multiples of ``stride``.
+
+        A network that takes one size only pads to ``fixed``, its (width, height); UsageError where a pass is larger.
+        """
         scales = [self.scale(width, height)]
         if self.kind == "pyramid" and max(width, height) > PYRAMID_LONG_SIDE:
             scales.append(PYRAMID_LONG_SIDE / max(width, height))
-        return tuple(_place(width, height, scale, stride) for scale in scales)
+        placed = tuple(_place(width, height, scale, stride) for scale in scales)
+        return placed if fixed is None else tuple(self._pad_to(p, *fixed) for p in placed)
+
+    def _pad_to(self, placement: Placement, width: int, height: int) -> Placement:
+        if placement.width > width or placement.height > height:
+            raise UsageError(
+                f"a picture of {placement.source_width}x{placement.source_height} at size {self} is "
+                f"{placement.width}x{placement.height}, but the model takes {width}x{height} only; choose "
+                f"--size fit:{min(width, height)}, or export the model with dynamic height and width"
+            )
+        return replace(placement, padded_width=width, padded_height=height)
 
 
 def _side(text: str, digits: str) -> int:

@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from retinastream.engines.engine import Engine, EngineInfo, EngineSlot
 from retinastream.engines.select import check_device, create_engine
-from retinastream.engines.streams import auto_streams
-from retinastream.errors import UsageError
+from retinastream.errors import ModelError, UsageError
 from retinastream.kernels.decode import Candidates
 from retinastream.kernels.postprocess import candidates, final_faces
 from retinastream.kernels.preprocess import preprocess
@@ -60,7 +59,8 @@ class Detector:
     None (f32), "f32" or "bf16" (OpenVINO on a CPU with AVX512-BF16 or AMX). ``max_faces`` bounds the faces per picture.
     ``threads`` 0 means all processors; ``streams`` is how many networks run side by side on them: 1 answers a single
     picture soonest, 0 chooses for throughput. ``batch`` frames go through the network at once. ``plus_one`` counts
-    widths as the classic NumPy NMS does. ``spec`` is for ONNX files of others with other anchors.
+    widths as the classic NumPy NMS does; ``clip`` cuts boxes at the borders of the picture. ``spec`` is for ONNX files
+    of others with other anchors.
 
     Raises UsageError for values that are not allowed, ModelError for a model that cannot be used, SetupError for what
     this machine lacks.
@@ -81,24 +81,27 @@ class Detector:
         streams: int = 1,
         batch: int = 1,
         plus_one: bool = False,
+        clip: bool = True,
         spec: DetectorSpec | None = None,
     ) -> None:
         _check_range("threshold", threshold, 0.0, 1.0)
         _check_range("iou", iou, 0.0, 1.0)
-        _check_range("max_faces", max_faces, 1, 100_000)
-        _check_range("batch", batch, 1, 64)
+        _check_range("max_faces", max_faces, 1, 100_000, whole=True)
+        _check_range("batch", batch, 1, 64, whole=True)
         self.threshold, self.iou, self.max_faces = threshold, iou, max_faces
-        self.batch, self.plus_one = batch, plus_one
+        self.batch, self.plus_one, self.clip = batch, plus_one, clip
         check_device(device)
-        self.size = _choose_size(size)
         self.model: OnnxModel = resolve_model(model, spec=spec)
+        self.size = _choose_size(size, self.model)
+        self._fixed = fixed_size(self.model)
+        _check_batch(batch, self.model)
         self.engine: Engine = create_engine(
             self.model,
             runtime=runtime,
             device=device,
             precision=precision,
             threads=threads,
-            streams=streams or auto_streams(threads),
+            streams=streams,
         )
         self._slots = SlotPool(self.engine)
 
@@ -133,13 +136,19 @@ class Detector:
         frames = [_as_frame(p, index) for index, p in enumerate(pictures)]
         return [faces for group in in_batches(frames, self.batch) for faces in self._run(group)]
 
-    def stream(self, frames: Iterable[Frame]) -> Iterator[Faces]:
+    def stream(self, frames: Iterable[Frame | npt.NDArray[np.uint8]]) -> Iterator[Faces]:
         """Yield the faces of every frame, in order; decoding, detection and the caller's work overlap.
 
-        ``frames`` is a source such as ``open_video(path)`` or any iterable of frames; it is read by another thread, a
-        bounded number of frames ahead. Leaving the loop early stops all threads.
+        ``frames`` is a source such as ``open_video(path)``, or any iterable of frames or BGR pictures; it is read by
+        another thread, a bounded number of frames ahead. Leaving the loop early stops all threads.
         """
-        with Pipeline(in_batches(frames, self.batch), self.stages(), source_name="decode") as pipeline:
+        if isinstance(frames, str | Path) or not isinstance(frames, Iterable):
+            raise UsageError(f"stream was given {frames!r}; expected frames: detector.stream(open_video(path))")
+        return self._stream(frames)
+
+    def _stream(self, frames: Iterable[Frame | npt.NDArray[np.uint8]]) -> Iterator[Faces]:
+        source = in_batches(_as_frames(frames), self.batch)
+        with Pipeline(source, self.stages(), source_name="decode") as pipeline:
             for _, faces in pipeline:
                 yield from faces
 
@@ -159,7 +168,7 @@ class Detector:
         """Fill the network's input from frames of one upright size."""
         width, height = frames[0].upright_size
         job = Job(frames, [])
-        for placement in self.size.placements(width, height, self.spec.max_stride):
+        for placement in self.size.placements(width, height, self.spec.max_stride, self._fixed):
             key = (len(frames), placement.padded_height, placement.padded_width)
             slot = self._slots.acquire(key)
             preprocess(frames, [placement] * len(frames), self.spec, slot.input)
@@ -202,7 +211,13 @@ class Detector:
     def _faces(self, frame: Frame, passes: list[Candidates]) -> Faces:
         width, height = frame.upright_size
         faces = final_faces(
-            passes, width=width, height=height, iou=self.iou, max_faces=self.max_faces, plus_one=self.plus_one
+            passes,
+            width=width,
+            height=height,
+            iou=self.iou,
+            max_faces=self.max_faces,
+            plus_one=self.plus_one,
+            clip=self.clip,
         )
         return replace(
             faces,
@@ -218,9 +233,27 @@ def _as_frame(picture: npt.NDArray[np.uint8] | Frame, index: int = 0) -> Frame:
     return picture if isinstance(picture, Frame) else Frame.from_bgr(picture, index=index)
 
 
-def _choose_size(size: str) -> SizePolicy:
+def _as_frames(pictures: Iterable[Frame | npt.NDArray[np.uint8]]) -> Iterator[Frame]:
+    items = iter(pictures)
+    try:
+        for index, picture in enumerate(items):
+            yield _as_frame(picture, index)
+            del picture
+    finally:
+        close = getattr(items, "close", None)
+        if close is not None:
+            close()
+
+
+def _choose_size(size: str, model: OnnxModel) -> SizePolicy:
+    if not isinstance(size, str):
+        raise UsageError(f"size was given as {size!r}; expected text such as 'native', 'fit:1280' or 'auto'")
     if size.strip().lower() != "auto":
         return SizePolicy.parse(size)
+    fixed = fixed_size(model)
+    if fixed is not None:
+        logger.warning("size auto is fit:%d: %s takes inputs of %dx%d only", max(fixed), model.path, *fixed)
+        return SizePolicy("fit", long_side=max(fixed))
     logger.warning(
         "size auto on a CPU is %s: larger pictures are reduced; for the smallest faces of 4K choose native",
         AUTO_SIZE_CPU,
@@ -228,6 +261,23 @@ def _choose_size(size: str) -> SizePolicy:
     return SizePolicy.parse(AUTO_SIZE_CPU)
 
 
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise UsageError(f"{name} {value!r} is out of range; allowed is {low:g} to {high:g}")
+def fixed_size(model: OnnxModel) -> tuple[int, int] | None:
+    """Return the (width, height) that a model is exported for, or None where it takes any."""
+    height, width = model.input_shape[2:]
+    return None if height is None or width is None else (width, height)
+
+
+def _check_batch(batch: int, model: OnnxModel) -> None:
+    allowed = model.input_shape[0]
+    if allowed is not None and allowed != batch:
+        raise ModelError(
+            f"{model.path} takes batches of {allowed} only, and {batch} was asked for; choose that, or export the "
+            "model with a dynamic batch"
+        )
+
+
+def _check_range(name: str, value: float, low: float, high: float, *, whole: bool = False) -> None:
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        kind = "whole numbers " if whole else ""
+        raise UsageError(f"{name} {value!r} is out of range; allowed is {kind}{low:g} to {high:g}")

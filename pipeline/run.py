@@ -103,6 +103,7 @@ def make_detector(settings: DetectSettings) -> Detector:
         streams=settings.streams,
         batch=settings.batch,
         plus_one=settings.classic_nms,
+        clip=settings.clip,
         spec=read_spec(settings.spec) if settings.spec else None,
     )
 

@@ -33,6 +33,7 @@ class DetectSettings(BaseModel):
     threshold: float = Field(0.5, ge=0, le=1, description="Lowest score that is reported.")
     iou: float = Field(0.4, ge=0, le=1, description="Overlap above which the weaker of two boxes is dropped.")
     max_faces: int = Field(750, ge=1, le=100_000, description="Most faces per picture.")
+    clip: bool = Field(True, description="Cut boxes at the borders of the picture.")
     classic_nms: bool = Field(False, description="Count widths as x2 - x1 + 1 in NMS, as older code does.")
 
     device: str = Field("auto", description="auto | cpu.")

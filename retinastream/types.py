@@ -117,11 +117,19 @@ class Frame:
     @classmethod
     def from_bgr(cls, image: npt.NDArray[np.uint8], *, index: int = 0, source: str = "") -> Frame:
         """Wrap a picture (height, width, 3) uint8 in BGR order, as OpenCV reads it, without a copy."""
-        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        if (
+            not isinstance(image, np.ndarray)
+            or image.ndim != 3
+            or image.shape[2] != 3
+            or image.dtype != np.uint8
+            or not image.size
+        ):
             given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             from retinastream.errors import UsageError
 
-            raise UsageError(f"a picture was given as {given}; expected a uint8 array (height, width, 3) in BGR order")
+            raise UsageError(
+                f"a picture was given as {given}; expected a uint8 array (height, width, 3), not empty, in BGR order"
+            )
         height, width = image.shape[:2]
         return cls((image,), PIXEL_FORMATS["bgr24"], width, height, full_range=True, index=index, source=source)
 

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 _SHORT = {"model": "-m", "output": "-o", "size": "-s"}
 _PANELS = {
-    "Model": ("model", "spec", "size", "threshold", "iou", "max_faces", "classic_nms"),
+    "Model": ("model", "spec", "size", "threshold", "iou", "max_faces", "clip", "classic_nms"),
     "Machine": ("device", "runtime", "precision", "threads", "streams", "decode_threads", "batch"),
     "Selection": ("start", "end", "stride", "max_frames", "recursive"),
     "Output": ("output", "format", "annotate", "overwrite"),

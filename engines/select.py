@@ -26,10 +26,10 @@ def create_engine(
 ) -> Engine:
     """Build the engine for a model on this machine.
 
-    ``device`` is "auto" or "cpu"; ``runtime`` "auto", "openvino" or "onnxruntime"; ``precision`` None, "f32" or "bf16";
-    ``threads`` 0 means every processor this process may use, ``streams`` 0 as many as give the best throughput. The
-    engine's ``info.reason`` says why it was chosen. Raises UsageError for a value that is not allowed and SetupError for
-    a device this build cannot drive.
+    ``device`` is "auto" or "cpu"; ``runtime`` "auto", "openvino" or "onnxruntime"; ``precision`` None, "f32" or
+    "bf16"; ``threads`` 0 means every processor this process may use, ``streams`` 0 as many as give the best throughput.
+    The engine's ``info.reason`` says why it was chosen. Raises UsageError for a value that is not allowed and
+    SetupError for a device this build cannot drive.
     """
     if runtime not in RUNTIMES:
         raise UsageError(f"runtime {runtime!r} is not known; allowed are {', '.join(RUNTIMES)}")

@@ -430,7 +430,7 @@ def test_model_of_one_size_gets_pictures_fitted_and_padded(fixed_model, tiny_mod
 def test_model_of_one_size_refuses_what_does_not_fit(fixed_model):
     with (
         Detector(fixed_model, size="native") as detector,
-        pytest.raises(UsageError, match="160x96 only.*--size fit:96"),
+        pytest.raises(UsageError, match=r"160x96 only.*--size fit:96"),
     ):
         detector(picture_of(0, 150, 300))
     with pytest.raises(ModelError, match="batches of 1 only, and 4"):

@@ -20,7 +20,7 @@ from retinastream.models.zoo import resolve_model
 
 def median_ms(model: str, runtime: str, precision: str, threads: int, height: int, width: int, repeats: int) -> float:
     engine = create_engine(resolve_model(model), runtime=runtime, precision=precision, threads=threads)
-    slot = engine.slot(1, height, width)
+    slot = engine.slot(1, height, width, steady=True)
     slot.input[...] = np.random.default_rng(0).integers(0, 256, slot.input.shape)
     slot.run()
     slot.run()

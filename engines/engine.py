@@ -55,8 +55,11 @@ class Engine(Protocol):
     info: EngineInfo
     input_kind: InputKind
 
-    def slot(self, batch: int, height: int, width: int) -> EngineSlot:
-        """Create buffers for inputs of this size; height and width are multiples of the largest stride."""
+    def slot(self, batch: int, height: int, width: int, *, steady: bool = False) -> EngineSlot:
+        """Create buffers for inputs of this size; height and width are multiples of the largest stride.
+
+        ``steady`` says that many inputs of this size will come: worth preparing for, at some cost now.
+        """
         ...
 
     def close(self) -> None:

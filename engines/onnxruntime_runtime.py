@@ -43,8 +43,8 @@ class OnnxRuntimeEngine:
             raise ModelError(f"{model.path}: ONNX Runtime cannot load this model: {first}") from error
         self.info = EngineInfo("onnxruntime", ort.__version__, "cpu", cpu_name(), "f32", threads, streams, reason)
 
-    def slot(self, batch: int, height: int, width: int) -> OnnxRuntimeSlot:
-        """Create an input buffer of this size."""
+    def slot(self, batch: int, height: int, width: int, *, steady: bool = False) -> OnnxRuntimeSlot:  # noqa: ARG002
+        """Create an input buffer of this size; there is nothing to prepare for a steady one."""
         if self._session is None:
             raise UsageError("the detector is closed; create a new one")
         buffer = np.empty(input_shape(self.input_kind, batch, height, width), np.float32)

@@ -41,7 +41,7 @@ def preprocess(
         picture = np.empty((placement.padded_height, placement.padded_width, 3), np.uint8) if planar else slot
         _fill(frame, placement, spec, picture)
         if planar:
-            _normalise(picture, placement, spec, slot)
+            _normalise_planar(picture, placement, spec, slot)
 
 
 def _fill(frame: Frame, placement: Placement, spec: DetectorSpec, out: UInt8) -> None:
@@ -122,7 +122,19 @@ def _scale(plane: npt.NDArray[Any], width: int, height: int, area: bool) -> npt.
     return np.asarray(cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA))
 
 
-def _normalise(picture: UInt8, placement: Placement, spec: DetectorSpec, out: npt.NDArray[np.float32]) -> None:
+def normalise(pictures: UInt8, spec: DetectorSpec, out: npt.NDArray[np.float32]) -> None:
+    """Write (batch, height, width, 3) float32 from uint8 BGR: channels in the spec's order, minus mean, times scale."""
+    mean = spec.mean if spec.channel_order == "bgr" else spec.mean[::-1]
+    scalar = np.array([*mean, 0.0])  # four values: OpenCV then takes them for one pixel, not for a picture
+    for picture, target in zip(pictures, out, strict=True):
+        cv2.subtract(picture, scalar, dst=target, dtype=cv2.CV_32F)
+        if spec.channel_order == "rgb":
+            cv2.cvtColor(target, cv2.COLOR_BGR2RGB, dst=target)
+        if spec.scale != 1.0:
+            np.multiply(target, np.float32(spec.scale), out=target)
+
+
+def _normalise_planar(picture: UInt8, placement: Placement, spec: DetectorSpec, out: npt.NDArray[np.float32]) -> None:
     """Write (3, height, width) float32 from padded BGR; the padding becomes exactly zero."""
     channels = cv2.split(picture)
     order = (0, 1, 2) if spec.channel_order == "bgr" else (2, 1, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -148,28 +149,32 @@ class Detector:
 
     def _stream(self, frames: Iterable[Frame | npt.NDArray[np.uint8]]) -> Iterator[Faces]:
         source = in_batches(_as_frames(frames), self.batch)
-        with Pipeline(source, self.stages(), source_name="decode") as pipeline:
+        stages = self.stages(steady=is_video(frames))
+        with Pipeline(source, stages, source_name="decode") as pipeline:
             for _, faces in pipeline:
                 yield from faces
 
-    def stages(self, *, keep_frames: bool = False) -> list[Stage]:
-        """Declare the stages from ``[Frame]`` to ``([Frame], [Faces])``; frames are let go unless they are kept."""
+    def stages(self, *, keep_frames: bool = False, steady: bool = False) -> list[Stage]:
+        """Declare the stages from ``[Frame]`` to ``([Frame], [Faces])``; frames are let go unless they are kept.
+
+        ``steady`` says that the frames are of one size, as those of a video: the engine then prepares for that size.
+        """
 
         def finish(job: Job) -> tuple[Sequence[Frame], list[Faces]]:
             return (job.frames if keep_frames else ()), self.finish(job)
 
         return [
-            Stage("preprocess", self.prepare),
+            Stage("preprocess", partial(self.prepare, steady=steady)),
             Stage("inference", self.infer, workers=self.info.streams, capacity=1),
             Stage("postprocess", finish, capacity=1),
         ]
 
-    def prepare(self, frames: Sequence[Frame]) -> Job:
-        """Fill the network's input from frames of one upright size."""
+    def prepare(self, frames: Sequence[Frame], *, steady: bool = False) -> Job:
+        """Fill the network's input from frames of one upright size; ``steady`` as in ``stages``."""
         width, height = frames[0].upright_size
         job = Job(frames, [])
         for placement in self.size.placements(width, height, self.spec.max_stride, self._fixed):
-            key = (len(frames), placement.padded_height, placement.padded_width)
+            key = (len(frames), placement.padded_height, placement.padded_width, steady)
             slot = self._slots.acquire(key)
             preprocess(frames, [placement] * len(frames), self.spec, slot.input)
             job.passes.append(Pass(key, slot, placement))
@@ -231,6 +236,11 @@ class Detector:
 
 def _as_frame(picture: npt.NDArray[np.uint8] | Frame, index: int = 0) -> Frame:
     return picture if isinstance(picture, Frame) else Frame.from_bgr(picture, index=index)
+
+
+def is_video(frames: object) -> bool:
+    """Whether an iterable of frames is a source that knows itself to be a video."""
+    return getattr(getattr(frames, "info", None), "kind", None) == "video"
 
 
 def _as_frames(pictures: Iterable[Frame | npt.NDArray[np.uint8]]) -> Iterator[Frame]:

@@ -14,7 +14,7 @@ import retinastream
 from retinastream.errors import InputError, RetinastreamError
 from retinastream.models.spec_registry import read_spec
 from retinastream.pipeline.batches import in_batches
-from retinastream.pipeline.detector import Detector
+from retinastream.pipeline.detector import Detector, is_video
 from retinastream.pipeline.discover import Input, discover, output_stems
 from retinastream.pipeline.report import InputReport, RunReport
 from retinastream.pipeline.sinks.plan import check_outputs, open_sinks, plan_outputs
@@ -217,7 +217,7 @@ def _stream(source: Source, sinks: Sequence[Sink], report: InputReport, context:
     """Run one source through the detector and the sinks; counts go to the report as they happen."""
     detector = context.detector
     keep = any(sink.needs_frame for sink in sinks)
-    *before, last = detector.stages(keep_frames=keep)
+    *before, last = detector.stages(keep_frames=keep, steady=is_video(source))
     stages = [*before, _counted(last, report), *map(_write_stage, sinks)]
     frames = in_batches(_until(source, context.stop), detector.batch)
     pipeline = Pipeline(frames, stages, source_name="decode")

@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 from retinastream.engines.engine import Engine, EngineSlot
 
-SlotKey = tuple[int, int, int]  # batch, height, width
+SlotKey = tuple[int, int, int, bool]  # batch, height, width, steady
 
 # A video needs one size (two with a pyramid); pictures come in any. Beyond these, idle buffers of old sizes are freed.
 _KEPT_SIZES = 4
@@ -30,7 +30,8 @@ class SlotPool:
             idle = self._idle.get(key)
             if idle:
                 return idle.pop()
-        return self._engine.slot(*key)
+        batch, height, width, steady = key
+        return self._engine.slot(batch, height, width, steady=steady)
 
     def release(self, key: SlotKey, slot: EngineSlot) -> None:
         """Give a slot back; its buffers may be overwritten from now on."""

@@ -254,3 +254,56 @@ def test_the_openvino_engine_reads_uint8_so_that_a_4k_frame_enters_as_25_megabyt
     engine = OpenVinoEngine(read_onnx(tiny_model["fused"]), threads=1)
     assert engine.input_kind == "bgr-u8-nhwc"
     assert engine.slot(1, 2176, 3840).input.nbytes == 2176 * 3840 * 3
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(DetectorSpec(), id="BGR minus mean"),
+        pytest.param(DetectorSpec(channel_order="rgb", mean=(120.5, 110.0, 99.0), scale=1 / 64), id="RGB, scaled"),
+    ],
+)
+def test_steady_slot_gives_what_a_slot_for_any_size_gives(tiny_model, tmp_path, spec):
+    installed("openvino")
+    from retinastream.models.export import export_network
+    from retinastream.models.network import RetinaFace
+
+    path = export_network(RetinaFace(seed=1), spec, tmp_path / "model.onnx", "fused")
+    engine = OpenVinoEngine(read_onnx(path), threads=2, streams=2)
+    rng = np.random.default_rng(3)
+    for batch, height, width in ((1, 96, 64), (2, 64, 160), (1, 96, 64)):
+        pictures = rng.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
+        results = []
+        for steady in (False, True):
+            slot = engine.slot(batch, height, width, steady=steady)
+            slot.input[...] = pictures
+            slot.run()
+            results.append([output.copy() for output in slot.run()])
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4 * max(1.0, float(np.abs(one).max())))
+
+
+def test_steady_slots_in_several_threads_do_not_share_their_input(tiny_model):
+    installed("openvino")
+
+    engine = OpenVinoEngine(read_onnx(tiny_model["fused"]), threads=2, streams=2)
+    slots = [engine.slot(1, 64, 64, steady=True) for _ in range(4)]
+    expected = []
+    for value, slot in enumerate(slots):
+        slot.input[...] = 60 * value
+        expected.append([output.copy() for output in slot.run()])
+    assert not np.allclose(expected[0][0], expected[3][0])
+    wrong = []
+
+    def work(number):
+        for _ in range(20):
+            for one, other in zip(slots[number].run(), expected[number], strict=True):
+                if not np.allclose(one, other, atol=1e-3):
+                    wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert wrong == []

@@ -44,7 +44,8 @@ def inference_only(detector: Detector, clip: Path, frames: int) -> float:
     """Frames per second of the network on input that is ready, every stream kept busy."""
     with open_video(clip, max_frames=1) as source:
         frame = next(iter(source))
-    jobs = [detector.prepare([frame], steady=True) for _ in range(detector.info.streams)]
+    workers = next(stage.workers for stage in detector.stages() if stage.name == "inference")
+    jobs = [detector.prepare([frame], steady=True) for _ in range(workers)]
     for job in jobs:
         detector.infer(job)
     share = max(1, frames // len(jobs))
@@ -66,7 +67,7 @@ def inference_only(detector: Detector, clip: Path, frames: int) -> float:
 
 
 def end_to_end(detector: Detector, clip: Path, threads: int, frames: int) -> tuple[float, float, int]:
-    """Frames per second from file to faces, the share of that time spent in postprocessing, and the faces."""
+    """Frames per second from file to faces, the share of that time that postprocessing computed, and the faces."""
     with open_video(clip, threads=threads, max_frames=frames) as source:
         pipeline = Pipeline(in_batches(source, detector.batch), detector.stages(steady=True), source_name="decode")
         faces = count = 0
@@ -76,7 +77,7 @@ def end_to_end(detector: Detector, clip: Path, threads: int, frames: int) -> tup
                 faces += sum(len(f) for f in found)
         stats = pipeline.stats
     post = next(stage for stage in stats.stages if stage.name == "postprocess")
-    return count / stats.wall, post.busy / stats.wall, faces
+    return count / stats.wall, post.cpu / stats.wall, faces
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ def measure(case: Case, model: str, repeats: int, frames: int) -> dict[str, Any]
 def describe(row: dict[str, Any]) -> str:
     """One line for a person."""
     text = (
-        f"{row['clip']} {row['size']} {row['precision']} {row['budget']}: decode {row['decode_fps']:.1f} fps, inference "
-        f"{row['inference_fps']:.1f}, end to end {row['end_to_end_fps']:.2f} = {row['of_slower']:.0%} of the slower"
+        f"{row['clip']} {row['size']} {row['precision']} {row['budget']}: decode {row['decode_fps']:.1f} fps, "
+        f"inference {row['inference_fps']:.1f}, end to end {row['end_to_end_fps']:.2f} = "
+        f"{row['of_slower']:.0%} of the slower"
     )
     if row["budget"] == "shared":
         text += f", {row['of_bound']:.0%} of the bound"

@@ -165,7 +165,8 @@ class Detector:
 
         return [
             Stage("preprocess", partial(self.prepare, steady=steady)),
-            Stage("inference", self.infer, workers=self.info.streams, capacity=1),
+            # One worker more than streams: it brings the next input into place while the network runs.
+            Stage("inference", self.infer, workers=self.info.streams + 1, capacity=1),
             Stage("postprocess", finish, capacity=1),
         ]
 

@@ -27,12 +27,17 @@ class Stage:
 
 @dataclass(slots=True)
 class StageStats:
-    """What a stage has done: items, seconds at work summed over its workers, and its input queue."""
+    """What a stage has done: items, seconds at work summed over its workers, and its input queue.
+
+    ``busy`` is wall time, in which a worker may have waited for a core; ``cpu`` is what its own threads computed, not
+    what a runtime or a decoder computed for it in threads of its own.
+    """
 
     name: str
     workers: int
     items: int = 0
     busy: float = 0.0
+    cpu: float = 0.0
     queue: QueueStats | None = None
 
 
@@ -55,6 +60,7 @@ class PipelineStats:
         for stage in self.stages:
             row: dict[str, Any] = {"name": stage.name, "workers": stage.workers, "items": stage.items}
             row["busy_seconds"] = round(stage.busy, 4)
+            row["cpu_seconds"] = round(stage.cpu, 4)
             row["busy_share"] = round(stage.busy / stage.workers / self.wall, 4) if self.wall else 0.0
             if stage.queue:
                 queue = stage.queue
@@ -140,13 +146,14 @@ class Pipeline:
             for number in itertools.count():
                 if self._stopping.is_set():
                     break
-                began = time.perf_counter()
+                began, cpu = time.perf_counter(), time.thread_time()
                 try:
                     item = next(items)
                 except StopIteration:
                     break
                 finally:
                     stats.busy += time.perf_counter() - began
+                    stats.cpu += time.thread_time() - cpu
                 stats.items += 1
                 queue.put((number, item))
                 del item  # a 4K frame must not live until the next one is decoded
@@ -172,16 +179,17 @@ class Pipeline:
         queue, following = self._queues[number], self._queues[number + 1]
         try:
             for order, item in queue:
-                began = time.perf_counter()
+                began, cpu = time.perf_counter(), time.thread_time()
                 try:
                     result = stage.work(item)
                 except BaseException as error:  # noqa: BLE001 - carried to the consumer, which raises it
                     self._fail(error, number, order, turns)
                     return
-                spent = time.perf_counter() - began
+                spent, cpu = time.perf_counter() - began, time.thread_time() - cpu
                 del item
                 with self._lock:
                     stats.busy += spent
+                    stats.cpu += cpu
                     stats.items += 1
                 turns.deliver(order, result, following)
                 del result

@@ -201,7 +201,17 @@ def print_stats(report: RunReport) -> None:
         console.print(title, markup=False, soft_wrap=True)
         table = Table(box=None)
         table.add_column("stage", no_wrap=True)
-        for column in ("workers", "items", "busy s", "busy", "max/cap", "mean depth", "put waits", "get waits"):
+        for column in (
+            "workers",
+            "items",
+            "busy s",
+            "cpu s",
+            "busy",
+            "max/cap",
+            "mean depth",
+            "put waits",
+            "get waits",
+        ):
             table.add_column(column, justify="right")
         for row in stats["stages"]:
             queue = row.get("queue")
@@ -210,6 +220,7 @@ def print_stats(report: RunReport) -> None:
                 str(row["workers"]),
                 str(row["items"]),
                 f"{row['busy_seconds']:.2f}",
+                f"{row['cpu_seconds']:.2f}",
                 f"{row['busy_share']:.0%}",
                 f"{queue['max_depth']}/{queue['capacity']}" if queue else "-",
                 f"{queue['mean_depth']:.2f}" if queue else "-",

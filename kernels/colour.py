@@ -79,19 +79,14 @@ def yuv444(frame: Frame) -> npt.NDArray[Any]:
 
 
 def apply_matrix(yuv: npt.NDArray[Any], frame: Frame, unit: float, out: UInt8 | None = None) -> UInt8:
-    """Convert (height, width, 3) YUV samples to uint8 BGR, clipped and rounded; ``unit`` is one 8-bit code value."""
+    """Convert (height, width, 3) uint8 or uint16 YUV to uint8 BGR, rounded and clipped; ``unit`` is one 8-bit value."""
     weights = yuv_to_bgr_matrix(frame.matrix, frame.full_range).copy()
     weights[:, :3] /= unit
     if yuv.dtype == np.uint8:
         return np.asarray(cv2.transform(yuv, weights, dst=out), np.uint8)
-    # Deeper samples pass through float32: OpenCV's 16-bit transform would round before it clips to 8 bits.
-    wide = cv2.transform(yuv if yuv.dtype == np.float32 else yuv.astype(np.float32), weights)
-    np.rint(wide, out=wide)
-    np.clip(wide, 0, 255, out=wide)
-    if out is None:
-        return wide.astype(np.uint8)
-    out[...] = wide
-    return out
+    # OpenCV rounds to whole 8-bit values here and clips below 0 and above 65535; the second step clips above 255.
+    wide = cv2.transform(yuv, weights)
+    return np.asarray(cv2.convertScaleAbs(wide, dst=out), np.uint8)
 
 
 def sample_unit(frame: Frame) -> float:

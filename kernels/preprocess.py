@@ -8,7 +8,7 @@
    the mean; then, for float input, the mean is subtracted and the scale applied.
 
 Because resampling is linear and comes before the only clip, planes may be resampled at their own resolution: reducing
-chroma from half size is the same mean as reducing its replicated form. At 4K to 1280x720 that costs 6 ms instead of 16.
+chroma from half size is the same mean as reducing its replicated form.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retinastream.kernels import colour
+from retinastream.kernels.area import can_reduce, reduce_plane
 from retinastream.kernels.sizing import Placement
 from retinastream.models.spec import DetectorSpec
 from retinastream.types import Frame
@@ -74,20 +75,29 @@ def _resample(frame: Frame, width: int, height: int, out: UInt8) -> None:
     colour.apply_matrix(_resampled_yuv(frame, width, height), frame, 256.0, out)
 
 
-def _resampled_yuv(frame: Frame, width: int, height: int) -> npt.NDArray[np.float32]:
-    """Return (height, width, 3) float32 of Y, U, V in 1/256 of an 8-bit code value."""
+def _resampled_yuv(frame: Frame, width: int, height: int) -> npt.NDArray[np.uint16]:
+    """Return (height, width, 3) uint16 of Y, U, V in 1/256 of an 8-bit code value."""
     fmt = frame.format
     if fmt.planes == 1:
         y = _resize(_to_16_bits(colour.luma(frame), frame), width, height)
         neutral = np.full_like(y, 128 << 8)
-        return np.asarray(cv2.merge([y, neutral, neutral]), np.float32)
+        return np.asarray(cv2.merge([y, neutral, neutral]), np.uint16)
     # A chroma sample at an odd edge stands for fewer luma samples, so its plane's footprints would be off: replicate.
     whole_cells = frame.width % fmt.sub_x == 0 and frame.height % fmt.sub_y == 0
     if _reduces(frame.width, frame.height, width, height) and whole_cells:
         planes = [colour.luma(frame), *colour.chroma(frame)]
     else:
         planes = [colour.luma(frame), *(colour.replicate(p, frame) for p in colour.chroma(frame))]
-    return np.asarray(cv2.merge([_resize_by(_to_16_bits(p, frame), frame, width, height) for p in planes]), np.float32)
+    return np.asarray(cv2.merge([_resampled_plane(p, frame, width, height) for p in planes]), np.uint16)
+
+
+def _resampled_plane(plane: npt.NDArray[Any], frame: Frame, width: int, height: int) -> npt.NDArray[Any]:
+    """Resample one plane to (height, width), in 1/256 of an 8-bit code value."""
+    fmt = frame.format
+    means = _reduces(frame.width, frame.height, width, height)
+    if means and fmt.shift == 0 and can_reduce(plane, width, height, fmt.bits):
+        return reduce_plane(plane, width, height, float(1 << (16 - fmt.bits)))
+    return _resize_by(_to_16_bits(plane, frame), frame, width, height)
 
 
 def _to_16_bits(plane: npt.NDArray[Any], frame: Frame) -> npt.NDArray[np.uint16]:

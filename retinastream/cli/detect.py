@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import signal
 import sys
 import threading
@@ -38,6 +39,8 @@ def _detect(
     from retinastream.cli.progress import make_observer, print_stats
     from retinastream.pipeline.run import run
 
+    if quiet:
+        logging.getLogger("retinastream").setLevel(logging.ERROR)
     stop = threading.Event()
     observer = make_observer(quiet=quiet, inputs=len(sources))
     with observer, _Interrupts(stop):

@@ -56,7 +56,7 @@ def test_json_summary_accounts_for_every_frame(retinastream, clip, tiny_model):
 
 
 def test_quiet_prints_nothing(retinastream, clip, tiny_model):
-    code, out, err = retinastream("detect", clip, "-m", tiny_model["fused"], "--quiet", "--size", "native")
+    code, out, err = retinastream("detect", clip, "-m", tiny_model["fused"], "--quiet")
     assert (code, out, err) == (0, "", "")
 
 
@@ -182,6 +182,25 @@ def test_pictures_of_a_directory_are_one_input(retinastream, tiny_model, tmp_pat
     assert sorted(p.name for p in Path("holiday.annotated").iterdir()) == ["0.png", "1.png", "2.png"]
 
 
+def test_very_wide_and_very_small_pictures_at_native_size(retinastream, tiny_model, tmp_path):
+    import cv2
+    import numpy as np
+
+    names = []
+    for width, height in ((1, 1), (16384, 48), (48, 16384)):
+        names.append(tmp_path / f"{width}x{height}.png")
+        cv2.imwrite(str(names[-1]), np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    code, _, err = retinastream("detect", *names, "-m", tiny_model["fused"], "--size", "native", "--threshold", "0.2")
+    assert code == 0, err
+    [result] = Path().glob("*.faces.jsonl")
+    frames = {Path(f["source"]).stem: f for f in records(result)[1:-1]}
+    assert set(frames) == {"1x1", "16384x48", "48x16384"}
+    boxes = np.array([face["box"] for face in frames["16384x48"]["faces"]])
+    assert len(boxes) > 100
+    assert boxes[:, 2].max() > 15000, "boxes must reach to the far end"
+    assert (boxes[:, [1, 3]] <= 48).all()
+
+
 def test_truncated_file_delivers_what_exists_and_says_what_was_promised(retinastream, tiny_model, tmp_path):
     whole = write_video(tmp_path / "whole.mp4", size=(320, 192), frames=60, container_options={"movflags": "faststart"})
     data = whole.read_bytes()
@@ -260,3 +279,33 @@ def test_interrupt_finishes_what_is_in_flight_and_exits_130(start, tiny_model, t
 
     with av.open(str(tmp_path / "sample_4k.annotated.mp4")) as video:
         assert sum(1 for _ in video.decode(video=0)) == frames["written"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals there")
+def test_terminal_shows_nested_progress_and_leaves_plain_lines(clip, tiny_model, tmp_path):
+    import os
+    import pty
+    import subprocess
+
+    second = tmp_path / "second [1].mp4"
+    second.write_bytes(clip.read_bytes())
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "retinastream", "detect", clip, second, "-m", tiny_model["fused"]]
+    process = subprocess.Popen(
+        [*map(str, command)], cwd=tmp_path, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "160"}
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            data = os.read(ours, 65536)
+        except OSError:
+            break
+        if not data:
+            break
+        shown += data
+    os.close(ours)
+    assert process.wait(30) == 0
+    text = shown.decode()
+    for words in ("inputs", "frames", "fps", "faces", "/12", "second [1].mp4", "12 frames written", "\x1b["):
+        assert words in text

@@ -55,20 +55,6 @@ def plan_outputs(
     return [directory / name for name in names]
 
 
-def distinct_stems(stems: Sequence[str]) -> list[str]:
-    """Keep the outputs of several inputs apart in one folder: the second of a stem becomes ``<stem>_2``."""
-    taken: set[str] = set()
-    result = []
-    for stem in stems:
-        free, count = stem, 1
-        while free.casefold() in taken or (count > 1 and free in stems):
-            count += 1
-            free = f"{stem}_{count}"
-        taken.add(free.casefold())
-        result.append(free)
-    return result
-
-
 def check_outputs(paths: Sequence[Path], inputs: Iterable[Path], *, overwrite: bool) -> None:
     """Refuse outputs that are an input, that occur twice, or that exist without ``overwrite``. Raises UsageError.
 

@@ -10,7 +10,7 @@ from retinastream.pipeline.sinks.coco import CocoSink
 from retinastream.pipeline.sinks.csv import CsvSink
 from retinastream.pipeline.sinks.images import AnnotatedImagesSink
 from retinastream.pipeline.sinks.jsonl import JsonlSink
-from retinastream.pipeline.sinks.plan import check_outputs, distinct_stems, open_sinks, plan_outputs
+from retinastream.pipeline.sinks.plan import check_outputs, open_sinks, plan_outputs
 from retinastream.pipeline.sinks.sink import RunHeader
 from retinastream.pipeline.sinks.video import AnnotatedVideoSink
 from retinastream.pipeline.sinks.wider import WiderSink
@@ -43,19 +43,6 @@ def test_names_of_pictures(tmp_path):
 def test_unknown_format_names_the_nearest():
     with pytest.raises(UsageError, match=r"'json' is unknown; did you mean jsonl\? Expected jsonl, csv, wider, coco"):
         plan_outputs("x", None, ["json"], False, "video")
-
-
-@pytest.mark.parametrize(
-    ("stems", "distinct"),
-    [
-        pytest.param(["a", "b"], ["a", "b"], id="different stems stay"),
-        pytest.param(["a", "a", "a"], ["a", "a_2", "a_3"], id="equal stems are numbered"),
-        pytest.param(["a", "a", "a_2"], ["a", "a_3", "a_2"], id="a number that is somebody's name is left to them"),
-        pytest.param(["a", "A"], ["a", "A_2"], id="case alone does not keep files apart everywhere"),
-    ],
-)
-def test_stems_of_several_inputs_are_kept_apart(stems, distinct):
-    assert distinct_stems(stems) == distinct
 
 
 def test_every_kind_opens_by_its_name(tmp_path):

@@ -8,6 +8,8 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -39,11 +41,9 @@ def _detect(
     from retinastream.cli.progress import make_observer, print_stats
     from retinastream.pipeline.run import run
 
-    if quiet:
-        logging.getLogger("retinastream").setLevel(logging.ERROR)
     stop = threading.Event()
     observer = make_observer(quiet=quiet, inputs=len(sources))
-    with observer, _Interrupts(stop):
+    with observer, _Interrupts(stop), _log_level(logging.ERROR if quiet else logging.NOTSET):
         report = run(settings, sources, observer, stop)
     if stats:
         print_stats(report)
@@ -51,6 +51,18 @@ def _detect(
         typer.echo(json.dumps(report.to_dict()))
     if report.exit_code:
         raise typer.Exit(report.exit_code)
+
+
+@contextmanager
+def _log_level(level: int) -> Iterator[None]:
+    """Let messages of this package through from ``level`` on, for a while."""
+    logger = logging.getLogger("retinastream")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class _Interrupts:

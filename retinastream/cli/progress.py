@@ -180,7 +180,7 @@ def describe_progress(report: InputReport, seconds: float) -> str:
 def describe_outcome(report: InputReport) -> str:
     """What came of an input, every frame accounted for."""
     counts = report.counts()
-    parts = [f"{counts['written']} frames written", f"{counts['faces']} faces", f"{report.fps:.1f} fps"]
+    parts = [f"{_count(report.written, 'frame')} written", _count(report.faces, "face"), f"{report.fps:.1f} fps"]
     parts += [f"{counts[name]} {name}" for name in ("skipped", "corrupt", "damaged", "lost") if counts[name]]
     prefix = "interrupted: " if report.status == "interrupted" else ""
     return prefix + ", ".join(parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,22 +13,19 @@ import numpy.typing as npt
 
 from retinastream.engines.engine import Engine, EngineInfo, EngineSlot
 from retinastream.engines.select import check_device, create_engine
-from retinastream.errors import ModelError, UsageError
+from retinastream.errors import UsageError
 from retinastream.kernels.decode import Candidates
 from retinastream.kernels.postprocess import candidates, final_faces
 from retinastream.kernels.preprocess import preprocess
-from retinastream.kernels.sizing import Placement, SizePolicy
+from retinastream.kernels.sizing import Placement
 from retinastream.models.onnx_file import OnnxModel
 from retinastream.models.spec import DetectorSpec
 from retinastream.models.zoo import resolve_model
 from retinastream.pipeline.batches import in_batches
+from retinastream.pipeline.model_fit import check_batch, choose_size, fixed_size
 from retinastream.pipeline.slots import SlotKey, SlotPool
 from retinastream.pipeline.stages import Pipeline, Stage
 from retinastream.types import Faces, Frame
-
-logger = logging.getLogger(__name__)
-
-AUTO_SIZE_CPU = "fit:1280"
 
 
 @dataclass(slots=True)
@@ -93,9 +89,9 @@ class Detector:
         self.batch, self.plus_one, self.clip = batch, plus_one, clip
         check_device(device)
         self.model: OnnxModel = resolve_model(model, spec=spec)
-        self.size = _choose_size(size, self.model)
+        self.size = choose_size(size, self.model)
         self._fixed = fixed_size(self.model)
-        _check_batch(batch, self.model)
+        check_batch(batch, self.model)
         self.engine: Engine = create_engine(
             self.model,
             runtime=runtime,
@@ -254,37 +250,6 @@ def _as_frames(pictures: Iterable[Frame | npt.NDArray[np.uint8]]) -> Iterator[Fr
         close = getattr(items, "close", None)
         if close is not None:
             close()
-
-
-def _choose_size(size: str, model: OnnxModel) -> SizePolicy:
-    if not isinstance(size, str):
-        raise UsageError(f"size was given as {size!r}; expected text such as 'native', 'fit:1280' or 'auto'")
-    if size.strip().lower() != "auto":
-        return SizePolicy.parse(size)
-    fixed = fixed_size(model)
-    if fixed is not None:
-        logger.warning("size auto is fit:%d: %s takes inputs of %dx%d only", max(fixed), model.path, *fixed)
-        return SizePolicy("fit", long_side=max(fixed))
-    logger.warning(
-        "size auto on a CPU is %s: larger pictures are reduced; for the smallest faces of 4K choose native",
-        AUTO_SIZE_CPU,
-    )
-    return SizePolicy.parse(AUTO_SIZE_CPU)
-
-
-def fixed_size(model: OnnxModel) -> tuple[int, int] | None:
-    """Return the (width, height) that a model is exported for, or None where it takes any."""
-    height, width = model.input_shape[2:]
-    return None if height is None or width is None else (width, height)
-
-
-def _check_batch(batch: int, model: OnnxModel) -> None:
-    allowed = model.input_shape[0]
-    if allowed is not None and allowed != batch:
-        raise ModelError(
-            f"{model.path} takes batches of {allowed} only, and {batch} was asked for; choose that, or export the "
-            "model with a dynamic batch"
-        )
 
 
 def _check_range(name: str, value: float, low: float, high: float, *, whole: bool = False) -> None:

@@ -147,10 +147,12 @@ def test_frames_are_not_changed():
 def test_read_only_planes_are_accepted():
     for name in PIXEL_FORMATS:
         frame = make_frame(name, 31, 17, rotation=90)
+        sizes = [place(17, 31, 17, 31), place(17, 31, 5, 9)]
+        writable = [as_uint8([frame], [size]).copy() for size in sizes]
         for plane in frame.planes:
             plane.flags.writeable = False
-        as_uint8([frame], [place(17, 31, 17, 31)])
-        as_uint8([frame], [place(17, 31, 5, 9)])
+        for size, expected in zip(sizes, writable, strict=True):
+            np.testing.assert_array_equal(as_uint8([frame], [size]), expected)
 
 
 def test_a_batch_that_does_not_match_its_frames_is_refused():

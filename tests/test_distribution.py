@@ -26,7 +26,7 @@ def test_wheel_holds_every_room_and_nothing_loose(built):
     roots = {name.split("/")[0] for name in names}
     assert roots == {"retinastream", next(r for r in roots if r.endswith(".dist-info"))}
     held = {name.removeprefix("retinastream/") for name in names if name.startswith("retinastream/")}
-    for folder in ("models", "kernels", "engines", "pipeline", "evaluation", "configs"):
+    for folder in ("models", "kernels", "engines", "pipeline", "evaluation", "training", "configs"):
         for path in (ROOT / folder).rglob("*.py"):
             assert f"{folder}/{path.relative_to(ROOT / folder)}" in held
     for path in (ROOT / "retinastream").rglob("*.py"):

@@ -1,0 +1,1 @@
+"""How a detector learns: which anchors answer for which face, and what a wrong answer costs."""

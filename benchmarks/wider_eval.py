@@ -11,9 +11,10 @@ import time
 
 import numpy as np
 
-from retinastream.evaluation.wider_face import SETTINGS, EventTruth, GroundTruth, PictureTruth, evaluate
-from retinastream.evaluation.wider_face import read_ground_truth as read
+from retinastream.evaluation.wider_face import evaluate
 from retinastream.evaluation.wider_text import read_predictions, write_predictions
+from retinastream.evaluation.wider_truth import SETTINGS, EventTruth, GroundTruth, PictureTruth
+from retinastream.evaluation.wider_truth import read_ground_truth as read
 
 
 def synthetic_truth(rng: np.random.Generator) -> GroundTruth:

@@ -63,6 +63,15 @@ class _Picture:
     ignore: Flags
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Matches:
+    """Which ranked predictions are right and which count at all; which of them found each truth, -1 for none."""
+
+    right: Flags
+    counted: Flags
+    finder: Int64
+
+
 def average_precision(
     predictions: Sequence[Prediction],
     truths: Sequence[Boxes],
@@ -81,9 +90,9 @@ def average_precision(
     scores: list[Float64] = [np.zeros(0)]
     right: list[Flags] = [np.zeros(0, np.bool_)]
     for picture in pictures:
-        correct, counted, _ = _match(picture, iou)
-        scores.append(picture.scores[counted])
-        right.append(correct[counted])
+        matches = _match(picture, iou)
+        scores.append(picture.scores[matches.counted])
+        right.append(matches.right[matches.counted])
     ranked = np.concatenate(scores)
     order = np.argsort(-ranked, kind="stable")
     hits = np.cumsum(np.concatenate(right)[order])
@@ -118,7 +127,7 @@ def recall_by_height(
         kept = _Picture(picture.boxes[above], picture.scores[above], picture.truths, picture.ignore)
         wanted = ~kept.ignore
         heights.append((kept.truths[:, 3] - kept.truths[:, 1])[wanted])
-        found.append(_match(kept, iou)[2][wanted])
+        found.append(_match(kept, iou).finder[wanted] >= 0)
     inside = np.digitize(np.concatenate(heights), bounds)
     bins = len(bounds) - 1
     counts = np.bincount(inside, minlength=bins + 2)[1 : bins + 1].astype(np.int64)
@@ -126,6 +135,22 @@ def recall_by_height(
     recall = np.full(bins, np.nan)
     np.divide(hits, counts, out=recall, where=counts > 0)
     return RecallByHeight(bounds, counts, hits, recall)
+
+
+def finders(
+    prediction: Prediction, truths: Boxes, iou: float = 0.5, *, ignore: npt.NDArray[np.bool_] | None = None
+) -> Int64:
+    """Return for each truth of one picture (M,) the index of the prediction that found it, or -1.
+
+    The arguments, the matching and the errors are those of ``average_precision``, for a single picture; nothing finds
+    an ignored truth.
+    """
+    picture = _read([prediction], [truths], iou, None if ignore is None else [ignore])[0]
+    finder = _match(picture, iou).finder
+    order = np.argsort(-np.asarray(prediction[1], np.float64), kind="stable")
+    found = np.full(len(finder), -1)
+    found[finder >= 0] = order[finder[finder >= 0]]
+    return found
 
 
 def box_iou(first: Boxes, second: Boxes) -> Float64:
@@ -177,12 +202,11 @@ def _read_picture(index: int, prediction: Prediction, truth: Boxes, ignore: npt.
     return _Picture(boxes[order], scores[order], truths, flags)
 
 
-def _match(picture: _Picture, iou: float) -> tuple[Flags, Flags, Flags]:
-    """Return which predictions are right, which count at all, and which truths were found."""
+def _match(picture: _Picture, iou: float) -> _Matches:
     n, m = len(picture.boxes), len(picture.truths)
-    correct, found = np.zeros(n, np.bool_), np.zeros(m, np.bool_)
+    right, finder = np.zeros(n, np.bool_), np.full(m, -1)
     if n == 0 or m == 0:
-        return correct, np.ones(n, np.bool_), found
+        return _Matches(right, np.ones(n, np.bool_), finder)
     overlap = box_iou(picture.boxes, picture.truths)
     best = overlap.argmax(axis=1)
     touches = overlap[np.arange(n), best] >= iou
@@ -190,9 +214,9 @@ def _match(picture: _Picture, iou: float) -> tuple[Flags, Flags, Flags]:
     claims = np.flatnonzero(touches & counted)
     # unique gives the first claim of each truth, which is the one with the best score
     taken, first = np.unique(best[claims], return_index=True)
-    correct[claims[first]] = True
-    found[taken] = True
-    return correct, counted, found
+    right[claims[first]] = True
+    finder[taken] = claims[first]
+    return _Matches(right, counted, finder)
 
 
 def _area_under_envelope(precision: Float64, recall: Float64) -> float:

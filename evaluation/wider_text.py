@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from retinastream.errors import InputError, OutputError
-from retinastream.evaluation.wider_face import Float64, Predictions
+from retinastream.evaluation.wider_face import Predictions
+from retinastream.evaluation.wider_truth import Float64
 
 _LINE = "x y width height score"
 

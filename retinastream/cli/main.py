@@ -12,6 +12,7 @@ import typer
 import retinastream
 from retinastream.cli.detect import detect
 from retinastream.cli.doctor import doctor
+from retinastream.cli.eval import app as eval_app
 from retinastream.cli.model import app as model_app
 from retinastream.errors import RetinastreamError
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command("detect", epilog=EPILOG)(detect)
 app.command("doctor")(doctor)
+app.add_typer(eval_app, name="eval")
 app.add_typer(model_app, name="model")
 
 
@@ -45,9 +47,18 @@ def _root(
     pass
 
 
+class _ToStandardError(logging.Handler):
+    """Writes to what standard error is at that moment: a progress display puts itself there, and makes room."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{self.format(record)}\n")
+
+
 def main() -> None:
     """Run the command line; the exit code is the process's."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.basicConfig(
+        format="%(levelname)s: %(message)s", level=logging.WARNING, handlers=[_ToStandardError()]
+    )
     try:
         app()
     except RetinastreamError as error:

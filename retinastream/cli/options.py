@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 _SHORT = {"model": "-m", "output": "-o", "size": "-s"}
 _PANELS = {
-    "Model": ("model", "spec", "size", "threshold", "iou", "max_faces", "clip", "classic_nms"),
+    "Model": ("model", "spec", "size", "threshold", "iou", "max_faces", "clip", "classic_nms", "tta"),
     "Machine": ("device", "runtime", "precision", "threads", "streams", "decode_threads", "batch"),
     "Selection": ("start", "end", "stride", "max_frames", "recursive"),
     "Output": ("output", "format", "annotate", "overwrite"),
@@ -37,7 +37,8 @@ def _annotation(name: str, field: FieldInfo) -> Any:
     default = field.default
     if isinstance(default, tuple):
         default = ",".join(default)
-    shown = f" [default: {default}]" if default is not None and kind is not bool else ""
+    # Escaped, because the help is read as markup, where a word in brackets is a style.
+    shown = f" \\[default: {default}]" if default is not None and kind is not bool else ""
     option = typer.Option(
         *names,
         help=f"{field.description or ''}{shown}",

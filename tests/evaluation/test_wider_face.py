@@ -13,16 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retinastream.errors import InputError, MissingPackageError, UsageError
-from retinastream.evaluation.wider_face import (
-    SETTINGS,
-    EventTruth,
-    GroundTruth,
-    PictureTruth,
-    evaluate,
-    pixel_iou,
-    read_ground_truth,
-)
+from retinastream.evaluation.wider_face import evaluate, pixel_iou
 from retinastream.evaluation.wider_text import read_predictions, write_predictions
+from retinastream.evaluation.wider_truth import SETTINGS, EventTruth, GroundTruth, PictureTruth, read_ground_truth
 
 Array = npt.NDArray[np.float64]
 Found = dict[str, dict[str, Array]]
@@ -369,6 +362,24 @@ def _other_pictures(folder: Path) -> None:
     savemat(folder / "wider_easy_val.mat", {"file_list": cells([cells(["z"])]), "gt_list": cells([cells([[]])])})
 
 
+def _another_matrix(folder: Path) -> None:
+    from scipy.io import savemat
+
+    savemat(folder / "wider_face_val.mat", {"images": np.zeros((3, 3))})
+
+
+def _lists_that_are_numbers(folder: Path) -> None:
+    from scipy.io import savemat
+
+    savemat(folder / "wider_medium_val.mat", {"file_list": np.arange(4.0), "gt_list": np.arange(4.0)})
+
+
+def _matlab_7_3(folder: Path) -> None:
+    # The header that MATLAB writes before an HDF5 file; scipy says that it cannot read those.
+    text = b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124)
+    (folder / "wider_face_val.mat").write_bytes(text + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n" + bytes(512))
+
+
 def _face_too_many(folder: Path) -> None:
     from scipy.io import loadmat, savemat
 
@@ -387,6 +398,13 @@ def _face_too_many(folder: Path) -> None:
             lambda f: (f / "wider_hard_val.mat").write_bytes((f / "wider_face_val.mat").read_bytes()),
             r"wider_hard_val\.mat is not a WIDER FACE ground truth with file_list, gt_list",
         ),
+        (
+            lambda f: (f / "wider_face_val.mat").unlink(),
+            r"wider_face_val\.mat does not exist; it comes with the official",
+        ),
+        (_another_matrix, r"wider_face_val\.mat is not a WIDER FACE ground truth with event_list, file_list, face_bbx"),
+        (_lists_that_are_numbers, r"wider_medium_val\.mat is not a WIDER FACE ground truth"),
+        (_matlab_7_3, r"wider_face_val\.mat is not a WIDER FACE ground truth"),
         (_other_pictures, r"wider_easy_val\.mat lists other pictures"),
         (_face_too_many, "p0: easy names a face beyond the 2"),
     ],
@@ -396,6 +414,25 @@ def test_other_mat_files_are_refused(tmp_path: Path, spoil: Callable[[Path], obj
     spoil(tmp_path)
     with pytest.raises(InputError, match=says):
         read_ground_truth(tmp_path)
+
+
+def test_a_ground_truth_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    write_mats(tmp_path)
+    for other in (tmp_path / "wider_face_val.mat", tmp_path / "absent"):
+        with pytest.raises(InputError, match=r"is not a folder; expected the one with wider_face_val\.mat"):
+            read_ground_truth(other)
+
+
+def test_a_part_of_the_ground_truth_has_its_own_faces(tmp_path: Path) -> None:
+    write_mats(tmp_path)
+    truth = read_ground_truth(tmp_path)
+    part = truth.only([("1--Riot", "p1"), ("1--Riot", "unknown")])
+    assert part.names == [("1--Riot", "p1")]
+    assert [e.name for e in part.events] == ["1--Riot"]
+    assert [part.faces(s) for s in SETTINGS] == [0, 1, 3]
+    assert truth.only([]).pictures == 0
+    with pytest.raises(UsageError, match="does not have 0--Parade"):
+        evaluate({"0--Parade": {"p0": rows()}}, part)
 
 
 def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

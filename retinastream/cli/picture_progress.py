@@ -1,0 +1,55 @@
+"""How many of the pictures are done: a bar on a terminal, a line now and then elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import typer
+
+_LINE_SECONDS = 5.0
+
+
+class PictureProgress:
+    """Shows progress on standard error; to be called with how many are done and how many there are."""
+
+    def __init__(self, what: str, *, quiet: bool = False) -> None:
+        self._what = what
+        self._quiet = quiet
+        self._bar: Any = None
+        self._task: Any = None
+        self._began = self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Open the bar on a terminal."""
+        self._began = self._last = time.monotonic()
+        if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            description = TextColumn("{task.description}", markup=False)
+            columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Say that ``done`` of ``total`` are done."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)
+            return
+        now = time.monotonic()
+        if not self._quiet and now - self._last >= _LINE_SECONDS:
+            self._last = now
+            left = (now - self._began) * (total / done - 1)
+            typer.echo(f"{self._what}: {done} of {total} pictures, {left:.0f} s left", err=True)

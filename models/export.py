@@ -21,8 +21,9 @@ from onnx import helper
 import retinastream
 from retinastream.errors import ModelError, OutputError
 from retinastream.models.checkpoints import load_checkpoint
-from retinastream.models.export_layers import Emitter, emit_features, to_array
-from retinastream.models.network import PART_CHANNELS, PARTS, RetinaFace
+from retinastream.models.export_emitter import Emitter, to_array
+from retinastream.models.export_layers import emit_features
+from retinastream.models.network_heads import PART_CHANNELS, PARTS, DetectorNetwork
 from retinastream.models.onnx_file import CLASSIC_NAMES, EXPORTER_VERSION, SOURCE_KEY, SPEC_KEY
 from retinastream.models.spec import DetectorSpec, OutputLayout
 from retinastream.models.zoo_entries import find_by_sha256
@@ -45,8 +46,8 @@ def export_onnx(
 ) -> Path:
     """Export a checkpoint to the ONNX file ``out`` and return its path.
 
-    ``spec`` is needed for checkpoints that are not in the zoo. The file carries the spec, the version of this
-    package, the SHA-256 of the checkpoint, the architecture and the licence in its metadata.
+    ``spec`` is needed for checkpoints that do not say theirs and are not in the zoo. The file carries the spec, the
+    version of this package, the SHA-256 of the checkpoint, the architecture and the licence in its metadata.
 
     Raises ModelError for checkpoints that cannot be used and OutputError when ``out`` cannot be written.
     """
@@ -57,7 +58,7 @@ def export_onnx(
 
 
 def export_network(
-    network: RetinaFace,
+    network: DetectorNetwork,
     spec: DetectorSpec,
     out: str | Path,
     layout: OutputLayout = "fused",
@@ -67,7 +68,7 @@ def export_network(
 ) -> Path:
     """Write ``network`` to the ONNX file ``out``; ``metadata`` is added to what the file says about itself.
 
-    The input is ``images`` (batch, 3, height, width); the outputs are ``head_8``, ``head_16``, ``head_32`` (fused) or
+    The input is ``images`` (batch, 3, height, width); the outputs are one ``head_<stride>`` per level (fused) or
     ``loc``, ``conf``, ``landms`` (classic). Height and width must be multiples of 32 when the file is run.
 
     Raises ModelError when spec and network do not belong together, OutputError when ``out`` cannot be written.
@@ -87,17 +88,17 @@ def export_network(
     return _write(model.SerializeToString(deterministic=True), Path(out))
 
 
-def _check(network: RetinaFace, spec: DetectorSpec, layout: str, opset: int) -> None:
+def _check(network: DetectorNetwork, spec: DetectorSpec, layout: str, opset: int) -> None:
     if layout not in ("fused", "classic"):
         raise ModelError(f"unknown output layout {layout!r}; allowed are fused, classic")
     if opset < DEFAULT_OPSET or opset > onnx.defs.onnx_opset_version():
         raise ModelError(
             f"opset {opset} is not possible; allowed are {DEFAULT_OPSET} to {onnx.defs.onnx_opset_version()}"
         )
-    if spec.strides != (8, 16, 32) or {len(sizes) for sizes in spec.anchor_sizes} != {network.anchors_per_cell}:
+    if spec.strides != network.strides or {len(sizes) for sizes in spec.anchor_sizes} != {network.anchors_per_cell}:
         raise ModelError(
             f"the spec has strides {spec.strides} and anchor sizes {spec.anchor_sizes}; this network has strides "
-            f"(8, 16, 32) and {network.anchors_per_cell} anchor sizes for each"
+            f"{network.strides} and {network.anchors_per_cell} anchor sizes for each"
         )
 
 
@@ -115,7 +116,7 @@ def _write(data: bytes, out: Path) -> Path:
     return out
 
 
-def _build(network: RetinaFace, spec: DetectorSpec, layout: OutputLayout, opset: int) -> Any:
+def _build(network: DetectorNetwork, spec: DetectorSpec, layout: OutputLayout, opset: int) -> Any:
     emitter = Emitter()
     was_training = network.training
     network.eval()
@@ -138,7 +139,7 @@ def _build(network: RetinaFace, spec: DetectorSpec, layout: OutputLayout, opset:
     )
 
 
-def _emit_fused(network: RetinaFace, spec: DetectorSpec, features: Sequence[str], emitter: Emitter) -> list[Any]:
+def _emit_fused(network: DetectorNetwork, spec: DetectorSpec, features: Sequence[str], emitter: Emitter) -> list[Any]:
     outputs = []
     for level, (stride, feature) in enumerate(zip(spec.strides, features, strict=True)):
         name = f"head_{stride}"
@@ -153,7 +154,7 @@ def _emit_fused(network: RetinaFace, spec: DetectorSpec, features: Sequence[str]
     return outputs
 
 
-def _emit_classic(network: RetinaFace, features: Sequence[str], emitter: Emitter) -> list[Any]:
+def _emit_classic(network: DetectorNetwork, features: Sequence[str], emitter: Emitter) -> list[Any]:
     joined = {}
     for part in PARTS:
         shape = emitter.constant(f"{part}_shape", np.array([0, -1, PART_CHANNELS[part]], np.int64))

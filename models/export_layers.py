@@ -7,60 +7,34 @@ exporter of torch nor the packages it would bring, and folds every batch normali
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from onnx import helper, numpy_helper
 from torch import fx, nn
 from torch.nn import functional
 
 from retinastream.errors import ModelError
-from retinastream.models.network import RetinaFace
+from retinastream.models.export_deformable import emit_deformable
+from retinastream.models.export_emitter import Emitter, to_array
+from retinastream.models.network_deformable import DeformableConvolution
+from retinastream.models.network_heads import DetectorNetwork
 
 
-class Emitter:
-    """Collects the nodes and constants of a graph."""
+class _Tracer(fx.Tracer):
+    """Lists a deformable convolution as one layer, which it is here, instead of by what it computes."""
 
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: dict[str, Any] = {}
-
-    def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Append one operator and return the name of its output."""
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
-        return output
-
-    def constant(self, name: str, values: npt.NDArray[Any]) -> str:
-        """Add a constant tensor and return its name."""
-        self.constants[name] = numpy_helper.from_array(values, name)
-        return name
-
-    def convolution(
-        self,
-        source: str,
-        output: str,
-        weight: npt.NDArray[np.float32],
-        bias: npt.NDArray[np.float32],
-        *,
-        stride: int = 1,
-        padding: int = 0,
-        groups: int = 1,
-    ) -> str:
-        """Append a convolution with square kernel, stride and padding."""
-        inputs = [source, self.constant(f"{output}.weight", weight), self.constant(f"{output}.bias", bias)]
-        size = list(weight.shape[2:])
-        return self.node(
-            "Conv", inputs, output, kernel_shape=size, strides=[stride] * 2, pads=[padding] * 4, group=groups
-        )
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a module is written out as a whole."""
+        return isinstance(m, DeformableConvolution) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Features(nn.Module):
     """The part of a network that is traced: everything below the heads."""
 
-    def __init__(self, network: RetinaFace) -> None:
+    def __init__(self, network: DetectorNetwork) -> None:
         super().__init__()
         self.network = network
 
@@ -69,12 +43,12 @@ class _Features(nn.Module):
         return self.network.features(images)
 
 
-def emit_features(network: RetinaFace, emitter: Emitter) -> list[str]:
+def emit_features(network: DetectorNetwork, emitter: Emitter) -> list[str]:
     """Write out the traced layers and return the names of the maps that the heads see."""
-    traced = fx.symbolic_trace(_Features(network))
+    traced = _Features(network)
     modules = dict(traced.named_modules())
     names: dict[fx.Node, str] = {}
-    for node in traced.graph.nodes:
+    for node in _Tracer().trace(traced).nodes:
         if node.op == "placeholder":
             names[node] = "images"
         elif node.op == "output":
@@ -91,6 +65,9 @@ def _emit_module(node: fx.Node, modules: Mapping[str, nn.Module], names: dict[fx
     source = names[node.all_input_nodes[0]]
     name = str(node.target).removeprefix("network.") if isinstance(layer, nn.Conv2d) else node.name
     match layer:
+        case DeformableConvolution():
+            folded = _folded(layer, _normalisation_after(node, modules))
+            names[node] = emit_deformable(layer, *folded, source, name, emitter)
         case nn.Conv2d():
             weight, bias = _folded(layer, _normalisation_after(node, modules))
             names[node] = emitter.convolution(
@@ -161,11 +138,6 @@ def _folded(layer: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[npt.NDArray[
         weight = weight * factor[:, None, None, None]
         bias = (bias - norm.running_mean.double()) * factor + norm.bias.detach().double()
     return to_array(weight), to_array(bias)
-
-
-def to_array(tensor: torch.Tensor) -> npt.NDArray[np.float32]:
-    """Return the values of a parameter in single precision."""
-    return tensor.detach().cpu().float().contiguous().numpy()
 
 
 def _square(value: Any) -> int:

@@ -1,12 +1,13 @@
-"""Backbones of the light RetinaFace: MobileNetV1 of any width and ResNet-18, -34 and -50.
+"""Backbones: MobileNetV1 of any width, and ResNet of any depth.
 
-Each ends in three feature maps at strides 8, 16 and 32. Parameters carry the names that public checkpoints of this
-lineage use, so that those load as they are.
+Each has four feature maps, at strides 4, 8, 16 and 32; the light RetinaFace uses the last three. Parameters carry the
+names that public checkpoints of this lineage use, so that those load as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,14 @@ from torch import Tensor, nn
 # Where a layer is narrow the lineage leaks a tenth of the negative side; wide layers use a plain ReLU.
 NARROW_CHANNELS = 64
 NARROW_SLOPE = 0.1
+
+
+class Layer(Protocol):
+    """Makes one convolution with its normalisation and, where ``slope`` is given, its activation."""
+
+    def __call__(self, inputs: int, outputs: int, *, slope: float | None = None) -> nn.Sequential:
+        """Return the layer; its kernel is 3x3."""
+        ...
 
 
 def slope_for(channels: int) -> float:
@@ -62,13 +71,23 @@ class MobileNetV1(nn.Module):
         )
         self.stage2 = nn.Sequential(_separable(c[3], c[4], 2), *(_separable(c[4], c[4], 1) for _ in range(5)))
         self.stage3 = nn.Sequential(_separable(c[4], c[5], 2), _separable(c[5], c[5], 1))
+        self.level_channels = (c[2], c[3], c[4], c[5])
         self.out_channels = (c[3], c[4], c[5])
+
+    def levels(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the maps at strides 4, 8, 16 and 32 of ``images`` (B, 3, H, W)."""
+        finest = images
+        for layer in list(self.stage1)[:4]:
+            finest = layer(finest)
+        fine = finest
+        for layer in list(self.stage1)[4:]:
+            fine = layer(fine)
+        middle = self.stage2(fine)
+        return finest, fine, middle, self.stage3(middle)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the maps at strides 8, 16 and 32 of ``images`` (B, 3, H, W)."""
-        fine = self.stage1(images)
-        middle = self.stage2(fine)
-        return fine, middle, self.stage3(middle)
+        return self.levels(images)[1:]
 
 
 class _BasicBlock(nn.Module):
@@ -136,14 +155,19 @@ class ResNet(nn.Module):
             stages.append(_stage(block, channels, width, depth, stride=1 if number == 0 else 2))
             channels = width * block.expansion
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.level_channels = (channels // 8, channels // 4, channels // 2, channels)
         self.out_channels = (channels // 4, channels // 2, channels)
+
+    def levels(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the maps at strides 4, 8, 16 and 32 of ``images`` (B, 3, H, W)."""
+        finest = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
+        fine = self.layer2(finest)
+        middle = self.layer3(fine)
+        return finest, fine, middle, self.layer4(middle)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the maps at strides 8, 16 and 32 of ``images`` (B, 3, H, W)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        fine = self.layer2(self.layer1(x))
-        middle = self.layer3(fine)
-        return fine, middle, self.layer4(middle)
+        return self.levels(images)[1:]
 
 
 def _stage(

@@ -132,7 +132,8 @@ def _recognise(path: Path, graph: OnnxGraph, spec: DetectorSpec) -> tuple[Detect
         raise ModelError(
             f"{path} is not a RetinaFace of this kind: its outputs are {'; '.join(map(str, graph.outputs))}. Expected "
             "three outputs (batch, anchors, 4), (batch, anchors, 2) and (batch, anchors, 10), or one output "
-            f"(batch, {anchors * _VALUES_PER_ANCHOR}, rows, columns) per stride {', '.join(map(str, spec.strides))}"
+            f"(batch, {anchors * _VALUES_PER_ANCHOR}, rows, columns) per stride {', '.join(map(str, spec.strides))}; "
+            "for other strides or anchors give its spec, such as retinaface-paper"
         )
     if not _PROBABILITY_OPERATORS & set(graph.operators):
         raise ModelError(

@@ -8,9 +8,13 @@ from typing import Any
 from retinastream.errors import UsageError
 from retinastream.models.spec import DetectorSpec
 
+# arXiv 1905.00641, table 1: three anchors per cell a third of an octave apart, 16 at stride 4 to 406.37 at stride 64.
+_PAPER_SIZES = tuple(tuple(16.0 * 2.0 ** (level + third / 3) for third in range(3)) for level in range(5))
+
 SPECS: dict[str, DetectorSpec] = {
     "retinaface-light": DetectorSpec(),
     "retinaface-light-10-20": DetectorSpec(anchor_sizes=((10.0, 20.0), (32.0, 64.0), (128.0, 256.0))),
+    "retinaface-paper": DetectorSpec(strides=(4, 8, 16, 32, 64), anchor_sizes=_PAPER_SIZES),
 }
 DEFAULT_SPEC = "retinaface-light"
 

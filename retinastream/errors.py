@@ -40,3 +40,9 @@ class InputError(RetinastreamError):
     """One input could not be read; the others of the same run are not affected."""
 
     exit_code = 1
+
+
+class TrainingError(RetinastreamError):
+    """A training run could not go on: a loss that is no number, or a state that cannot be continued from."""
+
+    exit_code = 1

@@ -14,6 +14,7 @@ from retinastream.cli.detect import detect
 from retinastream.cli.doctor import doctor
 from retinastream.cli.eval import app as eval_app
 from retinastream.cli.model import app as model_app
+from retinastream.cli.train import app as train_app
 from retinastream.errors import RetinastreamError
 
 EPILOG = "Exit codes: 0 all done, 1 some inputs failed, 2 wrong usage, 3 environment, 130 interrupted."
@@ -30,6 +31,7 @@ app.command("detect", epilog=EPILOG)(detect)
 app.command("doctor")(doctor)
 app.add_typer(eval_app, name="eval")
 app.add_typer(model_app, name="model")
+app.add_typer(train_app, name="train")
 
 
 def _print_version(wanted: bool) -> None:

@@ -168,7 +168,7 @@ def _refuse(report: IntegrityReport, missing_limit: float, pictures: Sequence[La
         hint = f"; the picture folder {folder} does not exist: name it with images=" if not folder.is_dir() else ""
         raise InputError(
             f"{report.path}: {report.unusable} of {report.listed} pictures cannot be used, more than the limit of "
-            f"{missing_limit:g} of them{hint}; bring them back, or raise the limit\n" + "\n".join(lines)
+            f"{missing_limit:g} of them{hint}; bring them back, or raise missing_limit\n" + "\n".join(lines)
         )
     if not report.faces:
         raise InputError(

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retinastream.errors import MissingPackageError, UsageError
+from retinastream.errors import MissingPackageError, ModelError, UsageError
 from retinastream.evaluation.labelled_set import LabelledSet
+from retinastream.kernels.sizing import SizePolicy
 from retinastream.models.architectures import create_network, spec_of
 from retinastream.models.network_heads import DetectorNetwork
 from retinastream.models.onnx_graph import file_sha256
@@ -60,12 +61,14 @@ def assemble(
     _require_exporter()
     told.note(f"machine: {machine.describe()}")
     spec = _spec(config)
+    _check_sizes(config, spec)
     network = _network(config, spec, told, start=state is None)
     parameters = sum(p.numel() for p in network.parameters())
     told.note(f"network: {config.model.architecture}, {parameters:,} weights, strides {spec.strides}")
     if machine.world.leads:
         # Weights, average, momentum, and as much again while one file replaces another.
         folder.prepare(needed_bytes=(config.run.keep + 2) * parameters * 4 * 3 + (1 << 20))
+    teacher, teacher_sha256 = _teacher(config.distillation, spec, machine, told)
     data = read_training_data(config.data, config.run.missing_limit)
     for report in data.reports:
         told.note(str(report))
@@ -73,7 +76,6 @@ def assemble(
         _check_data(state["data_sha256"], data, accept_changes, told)
     held_out = _held_out(config, told)
     batches = _batches(config, spec, data, machine, told)
-    teacher, teacher_sha256 = _teacher(config.distillation, spec, machine, told)
     learner = Learner(network, spec, config, machine, teacher)
     if state is not None:
         learner.load_state(state, f"the checkpoint of step {state['step']} in {folder.checkpoints}")
@@ -101,6 +103,23 @@ def _spec(config: TrainConfig) -> DetectorSpec:
     return DetectorSpec.from_dict({**spec.to_dict(), "output_layout": "fused"})
 
 
+def _check_sizes(config: TrainConfig, spec: DetectorSpec) -> None:
+    """Refuse sizes that would only fail at the first step, or at the first evaluation."""
+    given = config.run.size
+    for one in [given] if isinstance(given, int) else given:
+        side = one if isinstance(one, int) else one[0]
+        if side < 1 or side % spec.max_stride:
+            raise UsageError(
+                f"run.size {side} is not allowed: the network has cells of {spec.max_stride} px; give a multiple of "
+                f"it, such as {max(1, round(side / spec.max_stride)) * spec.max_stride}"
+            )
+    if config.evaluation is not None:
+        try:
+            SizePolicy.parse(config.evaluation.size)
+        except UsageError as error:
+            raise UsageError(f"evaluation.size: {error}") from None
+
+
 def _network(config: TrainConfig, spec: DetectorSpec, told: Observer, *, start: bool) -> DetectorNetwork:
     wanted = config.model
     network = create_network(
@@ -112,20 +131,32 @@ def _network(config: TrainConfig, spec: DetectorSpec, told: Observer, *, start: 
     )
     _check_spec(network, spec)
     if start and wanted.backbone is not None:
+        _require_file("model.backbone", wanted.backbone)
         told.note(str(load_backbone(network, wanted.backbone)))
     if start and wanted.weights is not None:
+        _require_file("model.weights", wanted.weights)
         told.note(str(load_network(network, wanted.weights)))
     return network
+
+
+def _require_file(key: str, path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(
+            f"{key}: there is no file {path} (seen from {Path.cwd()}); give its path with {key}=FILE, or start from "
+            f"random weights with {key}=null"
+        )
 
 
 def _check_spec(network: DetectorNetwork, spec: DetectorSpec) -> None:
     """Refuse anchors that the network has no outputs for."""
     counts = {len(sizes) for sizes in spec.anchor_sizes}
-    if network.strides != spec.strides or counts != {network.anchors_per_cell}:
+    if network.strides != spec.strides:
         raise UsageError(
-            f"the spec has strides {spec.strides} and anchor sizes {spec.anchor_sizes}, and {network.architecture} has "
-            f"strides {network.strides} with {network.anchors_per_cell} anchors each; leave model.spec out for its own"
+            f"model.spec has strides {spec.strides} and {network.architecture} has {network.strides}; leave model.spec "
+            "out for the network's own"
         )
+    if len(counts) > 1:
+        raise UsageError(f"model.spec has {sorted(counts)} anchors per cell; expected as many on every level")
 
 
 def _check_data(before: str, data: TrainingData, accept: bool, told: Observer) -> None:

@@ -137,4 +137,4 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]

@@ -7,7 +7,14 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from retinastream.training.augmentation import AugmentationSettings
 from retinastream.training.distillation import DistillationRecipe
@@ -137,6 +144,18 @@ class RunConfig(_Section):
     checkpoint_every: int = Field(default=1000, ge=1, description="Steps between two checkpoints.")
     checkpoint_minutes: float = Field(default=10.0, gt=0, description="Most minutes between two checkpoints.")
     keep: int = Field(default=3, ge=1, description="How many of the latest checkpoints are kept.")
+
+    @field_validator("size", mode="wrap")
+    @classmethod
+    def _explain_size(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        """Say once what a size is, where pydantic would go through all the types it may have."""
+        try:
+            return check(value)
+        except ValidationError:
+            raise ValueError(
+                "expected a side such as 640, several such as [320, 640], or sides with batches such as "
+                "[[320, 32], [640, 8]]"
+            ) from None
 
 
 class TrainConfig(_Section):

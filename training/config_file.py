@@ -41,9 +41,12 @@ def parse_config(values: Mapping[str, Any], origin: str) -> TrainConfig:
     try:
         config = TrainConfig.model_validate(dict(values))
     except ValidationError as error:
-        raise UsageError(f"{origin}: " + "; ".join(_explain(entry) for entry in error.errors())) from None
-    for recipe in (config.match_recipe, config.loss_recipe, config.schedule_recipe):
-        recipe()
+        raise UsageError(f"{origin}: " + "; ".join(_explanations(error.errors()))) from None
+    try:
+        for recipe in (config.match_recipe, config.loss_recipe, config.schedule_recipe):
+            recipe()
+    except UsageError as error:
+        raise UsageError(f"{origin}: {error}") from None
     return config
 
 
@@ -64,11 +67,17 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
     lines = []
     for key in [*before, *(k for k in after if k not in before)]:
         old, new = before.get(key, "(not there)"), after.get(key, "(not there)")
+        if _sections(old) and _sections(new) and len(old) == len(new):
+            old, new = (dict(enumerate(sections)) for sections in (old, new))
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             lines += differences(old, new, f"{prefix}{key}.")
         elif old != new:
             lines.append(f"{prefix}{key}: {json.dumps(old)} -> {json.dumps(new)}")
     return lines
+
+
+def _sections(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -77,7 +86,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such training configuration") from None
+        raise UsageError(f"{path}: no such training configuration; expected a YAML file") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a folder; expected a YAML file with a training configuration") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -132,6 +143,13 @@ def _index(place: list[Any], name: str, change: str) -> int:
     return int(name)
 
 
+def _explanations(errors: Sequence[Any]) -> list[str]:
+    """Say each mistake once: pydantic repeats some for the list around them, and for every type a value may have."""
+    places = [error["loc"] for error in errors]
+    followed = {place[:i] for place in places for i in range(len(place))}
+    return list(dict.fromkeys(_explain(error) for error in errors if error["loc"] not in followed))
+
+
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "the configuration"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -139,7 +157,11 @@ def _explain(error: Any) -> str:
         return f"unknown key {where!r}; {nearest(str(error['loc'][-1]), known)}"
     if error["type"] == "missing":
         return f"{where} is missing"
-    return f"{where}: {error['input']!r} is not allowed: {error['msg']}"
+    if error["type"] in ("model_type", "dataclass_type"):
+        return f"{where} is {error['input']!r}; expected keys: {', '.join(_fields_at(error['loc']))}"
+    if error["type"] == "too_short":
+        return f"{where}: {error['input']!r} is not allowed: expected at least 1 entry"
+    return f"{where}: {error['input']!r} is not allowed: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _fields_at(location: Iterable[Any]) -> list[str]:

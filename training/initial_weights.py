@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from retinastream.errors import ModelError
 from retinastream.models.checkpoints import read_state
 from retinastream.training.checkpoint import check_fits
 
@@ -38,7 +39,10 @@ def load_backbone(network: nn.Module, path: str | Path) -> StartReport:
     file, and where backbone and file do not fit: the first tensor that differs is named.
     """
     path = Path(path)
-    found = {f"body.{name.removeprefix('model.')}": value for name, value in read_state(path).items()}
+    state = read_state(path)
+    if any(name.startswith("body.") for name in state):
+        raise ModelError(f"{path} holds a whole detector, no backbone alone; give it as model.weights")
+    found = {f"body.{name.removeprefix('model.')}": value for name, value in state.items()}
     dropped = [name for name in found if name.removeprefix("body.").startswith(_CLASSIFIER)]
     kept = {name: value for name, value in found.items() if name not in dropped}
     wanted = {name: value for name, value in network.state_dict().items() if name.startswith("body.")}
@@ -56,6 +60,8 @@ def load_network(network: nn.Module, path: str | Path) -> StartReport:
     It is one of this trainer, whose moving average is taken, or a plain state dict.
     Raises ModelError for a missing or unreadable file, or another architecture: the first tensor that differs is named.
     """
+    if Path(path).suffix == ".onnx":
+        raise ModelError(f"{path} is ONNX, whose weights are merged for use; give the checkpoint (.pth) it was made of")
     state = read_state(Path(path))
     _take(Path(path), state, network.state_dict())
     return StartReport(Path(path), tuple(state), (), ())

@@ -52,17 +52,21 @@ class RunFolder:
         """Return the newest checkpoint; UsageError where there is none."""
         found = saved_steps(self.checkpoints)
         if not found:
-            raise UsageError(f"{self.checkpoints} holds no checkpoint to resume from; start without --resume")
+            again = f", after removing {self.path}" if self._holds_something() else ""
+            raise UsageError(f"{self.checkpoints} holds no checkpoint to resume from; start without --resume{again}")
         return found[-1][1]
 
     def require_new(self) -> None:
         """Refuse a folder that holds anything: the results of another run are not overwritten."""
-        if self.path.is_dir() and any(self.path.iterdir()):
-            raise UsageError(
-                f"{self.path} exists and is not empty; give --resume to go on with it, or another --output"
-            )
+        if self._holds_something():
+            begun = saved_steps(self.checkpoints)
+            way = "give --resume to go on with it" if begun else "it has no checkpoint: remove it"
+            raise UsageError(f"{self.path} exists and is not empty; {way}, or give another --output")
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file; expected a folder for the run")
+
+    def _holds_something(self) -> bool:
+        return self.path.is_dir() and any(self.path.iterdir())
 
     def prepare(self, needed_bytes: int) -> None:
         """Create the folders and try to write; OutputError where that fails or less than ``needed_bytes`` are free."""

@@ -28,6 +28,7 @@ from retinastream.training.checkpoint import (
     read_checkpoint,
     restore_rng,
     rng_state,
+    saved_steps,
     state_sha256,
     write_checkpoint,
 )
@@ -229,10 +230,11 @@ class _Run:
         rank = self.machine.world.rank
         name = f"nan-step-{batch.step}" + (f"-rank-{rank}" if rank else "")
         save_failed_step(self.folder.path / name, batch, self.parts.spec, error.values, self.learner.state())
+        saved = bool(saved_steps(self.folder.checkpoints))
+        again = "resume from the last checkpoint with --accept-changes" if saved else "start again in another --output"
         raise TrainingError(
             f"step {batch.step}: {error}. The batch, its labels and the weights are in {self.folder.path / name}; look "
-            "at them, or lower schedule.rate or set optimiser.clip_norm, and resume from the last checkpoint with "
-            "--accept-changes"
+            f"at them, or lower schedule.rate or set optimiser.clip_norm, and {again}"
         ) from error
 
     def _log(self, log: TrainingLog, interval: _Interval, rate: float) -> None:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import signal
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
+from retinastream.cli.interrupts import Interrupts
 from retinastream.cli.options import parameters
 from retinastream.settings import DetectSettings, load_settings
 
@@ -41,10 +38,10 @@ def _detect(
     from retinastream.cli.progress import make_observer, print_stats
     from retinastream.pipeline.run import run
 
-    stop = threading.Event()
+    interrupts = Interrupts("finishing what is in flight")
     observer = make_observer(quiet=quiet, inputs=len(sources))
-    with observer, _Interrupts(stop), _log_level(logging.ERROR if quiet else logging.NOTSET):
-        report = run(settings, sources, observer, stop)
+    with observer, interrupts, _log_level(logging.ERROR if quiet else logging.NOTSET):
+        report = run(settings, sources, observer, interrupts.stop)
     if stats:
         print_stats(report)
     if as_json:
@@ -63,29 +60,6 @@ def _log_level(level: int) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-class _Interrupts:
-    """Turns the first Ctrl-C (or SIGTERM) into a request to finish; the second one gives up at once."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if self._stop.is_set():
-            raise KeyboardInterrupt
-        self._stop.set()
-        print("stopping: finishing what is in flight (again to give up at once)", file=sys.stderr)  # noqa: T201
 
 
 def _signature() -> inspect.Signature:

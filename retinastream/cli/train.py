@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-import threading
+import os
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from retinastream.cli.interrupts import Interrupts
 from retinastream.cli.train_label import label
 
 if TYPE_CHECKING:
@@ -73,7 +71,7 @@ def run(
     from retinastream.cli.train_progress import make_train_observer
     from retinastream.training.trainer import train
 
-    interrupts = _Interrupts()
+    interrupts = Interrupts("finishing the step and saving")
     with make_train_observer(quiet=quiet) as observer, interrupts:
         result = train(
             chosen,
@@ -84,7 +82,8 @@ def run(
             stop=interrupts.stop,
             stop_after=stop_after,
         )
-    if not result.finished and not quiet:
+    # Under torchrun every process comes here.
+    if not result.finished and not quiet and os.environ.get("RANK", "0") == "0":
         typer.echo(f"to go on: retinastream train --output {folder} --resume", err=True)
     if interrupts.signal is not None and not result.finished:
         raise typer.Exit(128 + interrupts.signal)
@@ -106,33 +105,12 @@ def _configuration(
         ) from error
     from retinastream.training.run_folder import RunFolder
 
+    for name in changes:
+        if "=" not in name and Path(name).exists():
+            option = f"--output {name} --resume" if Path(name).is_dir() else f"--config {name}"
+            raise UsageError(f"{name!r} is no change of the configuration; did you mean {option}?")
     if config is not None:
         return load_config(config, changes), output or _RUNS / config.stem
     if not resume or output is None:
         raise UsageError("no configuration: give --config FILE, or --output FOLDER --resume to go on with a run")
     return change_config(RunFolder(output).read_config(), changes), output
-
-
-class _Interrupts:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop, and remembers which; the second gives up at once."""
-
-    def __init__(self) -> None:
-        self.stop = threading.Event()
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.stop.is_set():
-            raise KeyboardInterrupt
-        self.signal = number
-        self.stop.set()
-        print("stopping: finishing the step and saving (again to give up at once)", file=sys.stderr)  # noqa: T201

@@ -71,6 +71,8 @@ def label(
     from retinastream.training.pseudo_labels import PseudoLabelRecipe, label_with_teacher
 
     recipe = PseudoLabelRecipe(merge.value, positive, ignore_above, iou, least_height)
+    if not pictures.exists():
+        raise UsageError(f"{pictures} does not exist; expected a folder of pictures, or a label file")
     _check_output(output, overwrite)
     if _is_picture_folder(pictures, format):
         if merge is not MergeOption.teacher or images is not None:
@@ -95,13 +97,15 @@ def _check_output(output: Path, overwrite: bool) -> None:
     """Refuse an output that cannot be written before the hours it takes to find the faces, not after them."""
     from retinastream.errors import OutputError, UsageError
 
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder; give the name of a file, such as {output / 'labels.json'}")
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists; give --overwrite to replace it, or another --output")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{output} cannot be written ({error.strerror or error}); give another --output") from error
-    if output.is_dir() or not os.access(output.parent, os.W_OK):
+    if not os.access(output.parent, os.W_OK):
         raise OutputError(f"{output} cannot be written; give the name of a file in a folder that is yours")
 
 

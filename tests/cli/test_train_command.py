@@ -105,6 +105,8 @@ def test_a_changed_configuration_is_shown_on_resume(retinastream, config):
         (["--output", "nowhere", "--resume"], "no run that could be resumed"),
         (["--config", "CONFIG", "run.bach=3"], "did you mean 'batch'"),
         (["--config", "CONFIG", "run.batch"], "expected key=value"),
+        (["CONFIG"], "did you mean --config"),
+        (["--resume", "."], "did you mean --output . --resume"),
         (["--config", "CONFIG", "data.0.labels=none.json"], "none.json"),
     ],
 )

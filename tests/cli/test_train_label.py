@@ -103,6 +103,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(folder, tmp
         run(*command, tmp_path / "file" / "labels.json")
     with pytest.raises(OutputError, match="name of a file"):
         run(*command, tmp_path, "--overwrite")
+    with pytest.raises(OutputError, match="is a folder; give the name of a file"):
+        run(*command, tmp_path)
 
 
 def test_damaged_pictures_are_named_and_too_many_of_them_refused(folder, teacher, tmp_path):
@@ -124,3 +126,8 @@ def test_options_for_labels_are_refused_with_a_folder_of_pictures(folder, teache
 def test_an_unknown_teacher_is_refused(folder, tmp_path):
     with pytest.raises(ModelError, match=r"absent\.onnx does not exist"):
         run("--pictures", folder, "--teacher", "absent.onnx", "--output", tmp_path / "labels.json")
+
+
+def test_pictures_that_do_not_exist_are_named_with_both_things_they_may_be(teacher, tmp_path):
+    with pytest.raises(UsageError, match=r"gone does not exist; expected a folder of pictures, or a label file"):
+        run("--pictures", tmp_path / "gone", "--teacher", teacher, "--output", tmp_path / "labels.json")

@@ -90,13 +90,29 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_known_one(write, 
         ("data: [{labels: a}]\nmatching: {positive: 0.3, background: 0.5}", ["background 0.5", "positive 0.3"]),
         ("data: [{labels: a}]\nloss: {box_weight: -1}", ["box_weight -1"]),
         ("data: [{labels: a}]\nschedule: {epochs: 5, warmup_epochs: 6}", ["warmup_epochs 6"]),
+        ("data: [{labels: a}]\nrun:", ["run is None", "expected keys", "batch", "seed"]),
+        ("data: [{labels: a}]\nrun: {size: 64.5}", ["run.size: 64.5 is not", "[320, 640]"]),
+        ("data: [{labels: a}]\nrun: {size: [[64, 4], [96]]}", ["run.size", "[640, 8]"]),
+        ("data: [{labels: a}]\naugmentation: {crop: [1.0, 0.3]}", ["augmentation.crop", "the lower first"]),
         ("[a, b]", ["expected sections", "list"]),
         ("data: [", ["is not YAML"]),
     ],
 )
 def test_values_that_are_not_allowed_are_named(write, text, parts):
-    told = message(load_config, write(text))
-    assert all(part in told for part in parts), told
+    path = write(text)
+    told = message(load_config, path)
+    assert all(part in told for part in (str(path), *parts)), told
+    assert "Value error" not in told
+    assert "tuple" not in told.lower()
+
+
+def test_a_mistake_is_said_once(write):
+    told = message(load_config, write("data: [{labels: a, weight: 0}]"))
+    assert told.count("data") == told.count("is not allowed") == 1
+
+
+def test_a_folder_in_the_place_of_the_file_is_named(tmp_path):
+    assert f"{tmp_path} is a folder; expected a YAML file" in message(load_config, tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -142,9 +158,15 @@ def test_differences_name_the_keys_that_changed_with_both_values():
     found = differences(before.plain(), after.plain())
     assert "run.batch: 32 -> 7" in found
     assert any(line.startswith("evaluation: null -> {") for line in found)
-    assert any(line.startswith("data: [{") for line in found)
+    assert "data.0.weight: 1.0 -> 2.0" in found
     assert len(found) == 3
     assert differences(before.plain(), before.plain()) == []
+
+
+def test_a_set_that_came_or_went_is_shown_as_a_whole():
+    before = parse_config(LEAST, "test")
+    [line] = differences(before.plain(), change_config(before, ["data=[{labels: faces.json}, {labels: b}]"]).plain())
+    assert line.startswith('data: [{"labels": "faces.json"')
 
 
 def test_a_key_that_an_older_version_did_not_have_is_no_change():

@@ -56,6 +56,18 @@ def test_a_whole_network_is_taken_from_a_state_dict(tmp_path):
     assert report.untouched == ()
 
 
+def test_a_whole_detector_is_no_backbone(tmp_path):
+    torch.save(create_network("mobilenetv1-x0.25").state_dict(), tmp_path / "whole.pth")
+    with pytest.raises(ModelError, match=r"whole\.pth holds a whole detector.*model\.weights"):
+        load_backbone(create_network("mobilenetv1-x0.25"), tmp_path / "whole.pth")
+
+
+def test_weights_are_not_taken_from_onnx(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"onnx")
+    with pytest.raises(ModelError, match=r"model\.onnx is ONNX.*give the checkpoint"):
+        load_network(create_network("mobilenetv1-x0.25"), tmp_path / "model.onnx")
+
+
 def test_of_a_training_checkpoint_the_moving_average_is_taken(tmp_path):
     network, average = create_network("mobilenetv1-x0.25", seed=1), create_network("mobilenetv1-x0.25", seed=2)
     torch.save({"state_dict": average.state_dict(), "network": network.state_dict(), "step": 3}, tmp_path / "best.pth")

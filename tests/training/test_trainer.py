@@ -250,6 +250,14 @@ def test_resuming_where_no_run_is_says_so(labels, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
+def test_a_folder_without_a_checkpoint_is_to_be_removed_whichever_way_it_is_tried(labels, tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UsageError, match=r"no checkpoint to resume from; start without --resume, after removing"):
+        train(configure(labels), run_dir=tmp_path, resume=True)
+    with pytest.raises(UsageError, match=r"is not empty; it has no checkpoint: remove it"):
+        train(configure(labels), run_dir=tmp_path)
+
+
 def test_a_setup_that_fails_leaves_the_folder_free_for_the_next_try(labels, tmp_path):
     config = configure(labels, "data.0.labels=nowhere.json")
     with pytest.raises((InputError, UsageError), match=r"nowhere\.json"):
@@ -262,15 +270,19 @@ def test_a_setup_that_fails_leaves_the_folder_free_for_the_next_try(labels, tmp_
     [
         ("model.spec=retinaface-paper", UsageError, "leave model.spec out"),
         ("model.architecture=resnet51", ModelError, "resnet51"),
-        ("model.backbone=nothing.tar", ModelError, "nothing.tar"),
+        ("model.backbone=nothing.tar", ModelError, r"nothing\.tar.*model\.backbone=null"),
+        ("model.weights=nothing.pth", ModelError, r"nothing\.pth.*model\.weights=FILE"),
         ("run.precision=fp16", UsageError, "fp16"),
         ("run.size=16", UsageError, "16"),
+        ("run.size=100", UsageError, r"run\.size 100.*multiple.*such as 96"),
+        ("run.size=[[64, 4], [90, 2]]", UsageError, r"run\.size 90.*such as 96"),
+        ("evaluation={data: {labels: LABELS}, size: big}", UsageError, r"evaluation\.size: size 'big'.*native"),
         ("distillation={teacher: nothing.onnx}", UsageError, "nothing.onnx"),
     ],
 )
 def test_what_cannot_run_is_refused_before_the_first_step(labels, tmp_path, change, error, part):
     with pytest.raises(error, match=part):
-        train(configure(labels, change), run_dir=tmp_path / "run")
+        train(configure(labels, change.replace("LABELS", str(labels))), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -344,6 +356,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_what_led_there(labels,
     state = torch.load(saved / "state.pth", weights_only=True)
     assert state["images"].shape == (4, 3, 64, 64)
     assert (folder / "checkpoints" / "step-00000002.pth").is_file()
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_is_not_told_to_resume(labels, tmp_path):
+    config = configure(labels, "schedule.rate=1e30", "schedule.warmup_epochs=0", "optimiser.clip_norm=null")
+    with pytest.raises(TrainingError, match=r"start again in another --output"):
+        train(config, run_dir=tmp_path / "run")
 
 
 def test_an_infinite_gradient_stops_the_run_before_it_reaches_a_weight(labels, tmp_path, monkeypatch):

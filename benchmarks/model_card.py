@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ BEGIN, END = "<!-- figures: written by benchmarks/model_card.py -->", "<!-- end 
 CROWD_CLIP, EMPTY_CLIP = "facenet_pytorch_video.mp4", "one-by-one-person-detection.mp4"
 CROWD_RULES = Rules(score=0.5, reference_score=0.5, min_height=32)
 EMPTY_RULES = Rules(score=0.6, reference_score=0.5)
+# What the reference reports with at least this score is no face of its own, but it is not alone with it either.
+DOUBTFUL = 0.1
 # What is below this height is left out of the comparison of landmarks.
 LANDMARK_HEIGHT = 40.0
 
@@ -98,7 +100,7 @@ def measure_model(model: str, precision: str, data: Path) -> Figures:
             wider=wider_subset(low, data / "widerface"),
             sample=sample_clip(low),
             crowd=video(high, data / "videos" / CROWD_CLIP),
-            empty=video(high, data / "videos" / EMPTY_CLIP),
+            empty=video(low, data / "videos" / EMPTY_CLIP),
         )
 
 
@@ -193,15 +195,16 @@ def agreement_rows(
     tall = Rules(score=0.5, reference_score=0.5, min_height=LANDMARK_HEIGHT)
     large = [agreement(reference.crowd, found[column].crowd, tall) for column in columns]
     empty = [agreement(reference.empty, found[column].empty, EMPTY_RULES) for column in columns]
+    lenient = replace(EMPTY_RULES, doubtful=DOUBTFUL)
+    alone = [agreement(reference.empty, found[column].empty, lenient) for column in columns]
     faces = f"1080p clip, {crowd[0].faces} faces from 32 px"
     yield f"{faces}: recall", [f"{one.recall:.3f}" for one in crowd]
     yield f"{faces}: precision", [f"{one.precision:.3f}" for one in crowd]
     yield f"1080p clip, faces from {LANDMARK_HEIGHT:g} px: landmarks apart, mean", _distances(large)
     frames = empty[0].pictures
-    yield (
-        f"clip of {frames} frames of persons: faces above {EMPTY_RULES.score} that it has not, per 200 frames",
-        [f"{200 * one.wrong / frames:.2f}" for one in empty],
-    )
+    name = f"clip of persons, {frames} frames: faces from {EMPTY_RULES.score} that it does not report from"
+    for score, counted in ((EMPTY_RULES.reference_score, empty), (DOUBTFUL, alone)):
+        yield f"{name} {score} on, per 200 frames", [f"{200 * one.wrong / frames:.2f}" for one in counted]
 
 
 def _distances(found: Sequence[Agreement]) -> list[str]:

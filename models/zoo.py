@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import platformdirs
@@ -34,8 +35,15 @@ def cache_dir() -> Path:
 
 
 def cached_path(name: str) -> Path:
-    """Return where the model of this zoo name lies, or will lie."""
+    """Return where a model that is fetched or exported under this zoo name lies, or will lie."""
     return cache_dir() / f"{name}.onnx"
+
+
+def path_of(entry: ZooEntry) -> Path:
+    """Return where the model of this entry lies, or will lie: in the package, or in the cache."""
+    if entry.bundled is None:
+        return cached_path(entry.name)
+    return Path(str(resources.files("retinastream.models"))) / "weights" / entry.bundled
 
 
 def resolve_model(model: str | Path, *, spec: DetectorSpec | None = None) -> OnnxModel:
@@ -69,10 +77,14 @@ def pull(name: str, *, progress: Callable[[int, int | None], None] | None = None
 
     ``progress`` is called with the bytes that are there and the total, or None where that is unknown.
 
+    Nothing is fetched for a model that is part of the package.
+
     Raises ModelError for unknown names, models without a download address and wrong contents; SetupError when the
     network fails; OutputError when the cache cannot be written.
     """
     entry = find_entry(name)
+    if entry.bundled is not None:
+        return _from_zoo(entry, None).path
     if entry.url is None:
         raise ModelError(f"{name} cannot be downloaded by this command. {entry.manual}")
     path = cached_path(name)
@@ -115,8 +127,10 @@ def _from_zoo(entry: ZooEntry, spec: DetectorSpec | None) -> OnnxModel:
     if entry.kind != "detector":
         detectors = ", ".join(e.name for e in zoo().values() if e.kind == "detector")
         raise ModelError(f"{entry.name} is an embedder and finds no faces; detectors are {detectors}")
-    path = cached_path(entry.name)
+    path = path_of(entry)
     how = f"run `retinastream model pull {entry.name}`" if entry.url else entry.manual
+    if entry.bundled is not None:
+        how = "install the package again, it is a part of it"
     if not path.is_file():
         raise ModelError(
             f"the model {entry.name} is not on this machine yet (looked in {path.parent}). To get it: {how}"
@@ -141,8 +155,8 @@ def _from_checkpoint(path: Path, spec: DetectorSpec | None) -> OnnxModel:
     values = None if chosen is None else chosen.to_dict()
     spec_key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
     out = cache_dir() / "exported" / f"{sha256[:24]}-{spec_key}-{EXPORTER_VERSION}.onnx"
-    # Without a spec the loader is asked every time, because it knows best what is wrong with the file.
-    if chosen is None or not out.is_file():
+    # A file that does not say its spec is refused by the loader and leaves no export behind, so it is asked again.
+    if not out.is_file():
         logger.info("exporting %s to %s", path, out)
         export_checkpoint(path, out, spec=spec)
     return read_onnx(out, name=path.stem if entry is None else entry.name)

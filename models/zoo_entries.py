@@ -24,7 +24,10 @@ class AveragePrecision(BaseModel):
 
 
 class ZooEntry(BaseModel):
-    """One model of the zoo; either ``url`` or ``manual`` says how to get it."""
+    """One model of the zoo; ``bundled``, ``url`` or ``manual`` says where it is or how to get it.
+
+    ``bundled`` is the name of a file in ``models/weights``, which is part of the package.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,6 +35,7 @@ class ZooEntry(BaseModel):
     kind: Literal["detector", "embedder"]
     description: str
     format: Literal["onnx", "checkpoint"]
+    bundled: str | None = None
     url: str | None = None
     manual: str | None = None
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -43,8 +47,11 @@ class ZooEntry(BaseModel):
 
     @model_validator(mode="after")
     def _is_complete(self) -> ZooEntry:
-        if (self.url is None) == (self.manual is None):
-            raise ValueError(f"{self.name}: give either url or manual")
+        ways = [way for way in (self.bundled, self.url, self.manual) if way is not None]
+        if len(ways) != 1:
+            raise ValueError(f"{self.name}: give one of bundled, url and manual, not {len(ways)}")
+        if self.bundled is not None and self.format != "onnx":
+            raise ValueError(f"{self.name}: only an onnx file can be bundled")
         if self.spec is not None and self.spec not in SPECS:
             raise ValueError(f"{self.name}: unknown spec {self.spec!r}; known are {', '.join(SPECS)}")
         if self.kind == "detector" and self.spec is None:

@@ -14,23 +14,8 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.fixture
-def mnet025(data):
-    """The zoo's mnet025, exported into the cache as docs/models.md says."""
-    pytest.importorskip("torch", reason="torch is not installed, and the checkpoint is exported with it")
-    from retinastream.models.zoo import cached_path, export_checkpoint, export_destination
-
-    checkpoint = data / "weights" / "mobilenet0.25_Final.pth"
-    if not checkpoint.is_file():
-        pytest.skip(f"{checkpoint} is absent")
-    if not cached_path("mnet025").is_file():
-        export_checkpoint(checkpoint, export_destination(checkpoint, "fused"))
-    return cached_path("mnet025")
-
-
-@pytest.mark.data
 @pytest.mark.slow
-def test_python_example_prints_time_boxes_scores_and_landmarks(mnet025, tmp_path):
+def test_python_example_prints_time_boxes_scores_and_landmarks(tmp_path):
     [example] = blocks(ROOT / "README.md", "python")
     (tmp_path / "in.mp4").symlink_to(ROOT / "tests" / "media" / "sample_4k.mp4")
     done = subprocess.run(
@@ -43,7 +28,7 @@ def test_python_example_prints_time_boxes_scores_and_landmarks(mnet025, tmp_path
 
 
 @pytest.mark.data
-def test_python_page_runs(mnet025, data, tmp_path):
+def test_python_page_runs(data, tmp_path):
     example = blocks(ROOT / "docs" / "python.md", "python")[0]
     (tmp_path / "group.jpg").symlink_to(data / "stills" / "biubug6_curve_test.jpg")
     (tmp_path / "in.mp4").symlink_to(data / "videos" / "asl_sister.mkv")
@@ -68,14 +53,49 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}
 
 
-def test_options_in_the_docs_exist():
+PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "configs").glob("train-*.yaml")]
+
+
+def commands_in(page):
+    """Command lines, in code blocks and in the text, as lists of words."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        line.split(" -- ")[0].split() for line in re.findall(r"retinastream ((?:detect|eval|train) [^`\n#]*)", text)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_in_the_docs_exist(page):
     import typer
 
     from retinastream.cli.main import app
 
-    command = typer.main.get_command(app)
-    known = {name for c in command.commands["detect"].params for name in [*c.opts, *c.secondary_opts]}
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for line in re.findall(r"retinastream detect [^`\n]*", page.read_text(encoding="utf-8")):
-            for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line.split(" -- ")[0]):
-                assert option in known | {"--help"}, f"{page.name} uses {option}"
+    for words in commands_in(page):
+        command = typer.main.get_command(app)
+        for word in words:
+            if word not in getattr(command, "commands", {}):
+                break
+            command = command.commands[word]
+        # The group `train` reads its options as those of `train run`.
+        command = getattr(command, "commands", {}).get("run", command)
+        known = {name for c in command.params for name in [*c.opts, *c.secondary_opts]} | {"--help"}
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", " ".join(words)):
+            assert option in known, f"{page.name}: retinastream {' '.join(words)} uses {option}"
+
+
+def test_the_docs_show_commands_of_every_kind():
+    shown = {words[0] for page in PAGES for words in commands_in(page)}
+    assert shown == {"detect", "eval", "train"}
+
+
+def test_the_training_page_names_every_key_of_the_configuration():
+    pytest.importorskip("torch", reason="the train extra is not installed")
+    from retinastream.training.config_file import parse_config
+
+    distilled = {"data": [{"labels": "a"}], "evaluation": {"data": {"labels": "b"}}, "distillation": {"teacher": "c"}}
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    for section, values in parse_config(distilled, "test").plain().items():
+        fields = dict(values[0] if section == "data" else values)
+        fields |= fields.pop("recipe", {})
+        for key in fields:
+            assert re.search(rf"`([a-z]+\.)?{key}`", text), f"training.md does not name {section}.{key}"

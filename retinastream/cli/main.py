@@ -58,9 +58,7 @@ class _ToStandardError(logging.Handler):
 
 def main() -> None:
     """Run the command line; the exit code is the process's."""
-    logging.basicConfig(
-        format="%(levelname)s: %(message)s", level=logging.WARNING, handlers=[_ToStandardError()]
-    )
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, handlers=[_ToStandardError()])
     try:
         app()
     except RetinastreamError as error:

@@ -35,21 +35,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """Show the models known by name, their published accuracy and licence, and which are on this machine."""
-    from retinastream.models.zoo import cache_dir, cached_path
+    from retinastream.models.zoo import cache_dir, path_of
     from retinastream.models.zoo_entries import zoo
 
     if as_json:
         rows = [
-            {**entry.model_dump(mode="json"), "cached": cached_path(name).is_file(), "path": str(cached_path(name))}
-            for name, entry in zoo().items()
+            {**entry.model_dump(mode="json"), "here": path_of(entry).is_file(), "path": str(path_of(entry))}
+            for entry in zoo().values()
         ]
         typer.echo(json.dumps(rows, indent=2))
         return
-    _print_table(zoo(), lambda name: cached_path(name).is_file())
+    _print_table(zoo(), lambda entry: path_of(entry).is_file())
     typer.echo(f"AP: easy / medium / hard of WIDER FACE val as published. Models lie in {cache_dir()}")
 
 
-def _print_table(entries: dict[str, ZooEntry], is_cached: Callable[[str], bool]) -> None:
+def _print_table(entries: dict[str, ZooEntry], is_here: Callable[[ZooEntry], bool]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -59,8 +59,8 @@ def _print_table(entries: dict[str, ZooEntry], is_cached: Callable[[str], bool])
     for name, entry in entries.items():
         ap = entry.average_precision
         published = "" if ap is None else f"{ap.easy:.1f} / {ap.medium:.1f} / {ap.hard:.1f}"
-        way = "pull" if entry.url else "export"
-        table.add_row(name, "yes" if is_cached(name) else "no", published, way, entry.licence, entry.description)
+        way = "part of the package" if entry.bundled else "pull" if entry.url else "export"
+        table.add_row(name, "yes" if is_here(entry) else "no", published, way, entry.licence, entry.description)
     # Piped into another program a row stays on one line, whatever width the terminal behind it had.
     Console(width=None if sys.stdout.isatty() else 250).print(table)
 

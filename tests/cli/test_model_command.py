@@ -47,15 +47,17 @@ def test_list_shows_one_line_for_every_model_and_whether_it_is_here(cache):
     (cache / "uniface-r18.onnx").write_bytes(b"x")
     lines = run("list").stdout.splitlines()
     found = {line.split()[0]: line.split()[1] for line in lines[1 : len(zoo_entries.zoo()) + 1]}
-    assert found == {name: "yes" if name == "uniface-r18" else "no" for name in zoo_entries.zoo()}
-    assert "90.7 / 88.1 / 73.8" in lines[1]
+    assert found == {name: "yes" if name in ("mnet025", "uniface-r18") else "no" for name in zoo_entries.zoo()}
+    assert "part of the package" in lines[1]
+    assert "90.7 / 88.1 / 73.8" in lines[2]
     assert str(cache) in lines[-1]
 
 
 def test_list_as_json_holds_hash_licence_and_path(cache):
     rows = {row["name"]: row for row in json.loads(run("list", "--json").stdout)}
-    assert rows["mnet025"]["sha256"].startswith("2979b33f")
-    assert rows["mnet025"]["cached"] is False
+    assert rows["biubug6-mnet025"]["sha256"].startswith("2979b33f")
+    assert rows["biubug6-mnet025"]["here"] is False
+    assert rows["mnet025"]["here"] is True
     assert rows["arcface-mbf"]["path"] == str(cache / "arcface-mbf.onnx")
 
 

@@ -50,7 +50,7 @@ def test_same_name_and_shapes_with_other_weights_ask_for_the_spec(tmp_path):
 @pytest.mark.data
 @needs_data
 def test_known_checkpoint_refuses_a_spec_that_contradicts_it():
-    with pytest.raises(ModelError, match=r"is mnet025 of the zoo.*leave it out"):
+    with pytest.raises(ModelError, match=r"is biubug6-mnet025 of the zoo.*leave it out"):
         load_checkpoint(CHECKPOINT, spec=SPECS["retinaface-light-10-20"])
     assert load_checkpoint(CHECKPOINT, spec=SPECS["retinaface-light"]).spec == DetectorSpec()
 

@@ -13,7 +13,7 @@ from retinastream.models import zoo as zoo_module
 from retinastream.models import zoo_entries
 from retinastream.models.spec import DetectorSpec
 from retinastream.models.spec_registry import SPECS
-from retinastream.models.zoo import cache_dir, cached_path, export_destination, find_entry, pull, resolve_model
+from retinastream.models.zoo import cache_dir, cached_path, export_destination, find_entry, path_of, pull, resolve_model
 from retinastream.models.zoo_entries import parse_zoo, zoo
 
 DATA = Path(os.environ.get("RETINASTREAM_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -39,7 +39,7 @@ def network_file(tmp_path):
 
 
 def test_every_entry_says_how_to_get_it_and_on_which_terms():
-    assert {"mnet025", "r50", "uniface-mnet025", "uniface-r34", "arcface-mbf", "arcface-r50"} <= set(zoo())
+    assert {"mnet025", "biubug6-r50", "uniface-mnet025", "uniface-r34", "arcface-mbf", "arcface-r50"} <= set(zoo())
     assert len({entry.sha256 for entry in zoo().values()}) == len(zoo())
     for entry in zoo().values():
         assert entry.licence
@@ -53,7 +53,7 @@ def test_every_entry_says_how_to_get_it_and_on_which_terms():
     [
         ("an unknown key", "lisence: MIT", "lisence"),
         ("a hash that is none", "sha256: abc", "sha256"),
-        ("neither url nor manual", "url: null", "either url or manual"),
+        ("no way to get it", "url: null", "one of bundled, url and manual, not 0"),
         ("an unknown spec", "spec: nothing", "unknown spec 'nothing'"),
     ],
 )
@@ -80,7 +80,7 @@ def test_wrong_zoo_files_are_refused(what, change, message):
         ("qqqq", "unknown model 'qqqq'; `retinastream model list`"),
         ("folder/net.onnx", r"model file folder/net\.onnx does not exist"),
         ("net.pth", r"model file net\.pth does not exist"),
-        ("mnet025", r"mnet025 is not on this machine yet.*mobilenet0\.25_Final\.pth"),
+        ("biubug6-mnet025", r"mnet025 is not on this machine yet.*mobilenet0\.25_Final\.pth"),
         ("uniface-r18", "run `retinastream model pull uniface-r18`"),
         ("arcface-mbf", "is an embedder and finds no faces; detectors are mnet025"),
     ],
@@ -104,10 +104,28 @@ def test_onnx_path_is_read_as_it_is(network_file):
 
 def test_cached_file_of_other_content_is_refused(network_file, cache):
     cache.mkdir(parents=True)
-    for name in ("uniface-mnet025", "mnet025"):
+    for name in ("uniface-mnet025", "biubug6-mnet025"):
         shutil.copy(network_file, cached_path(name))
         with pytest.raises(ModelError, match=f"is not the file that {name} names"):
             resolve_model(name)
+
+
+def test_model_of_the_package_is_found_without_cache_network_or_export(cache):
+    entry = zoo()["mnet025"]
+    model = resolve_model("mnet025")
+    assert (model.name, model.sha256, model.spec) == ("mnet025", entry.sha256, DetectorSpec())
+    assert pull("mnet025") == path_of(entry) == model.path
+    assert not cache.exists()
+    assert 1_600_000 < model.path.stat().st_size < 1_900_000
+
+
+def test_damaged_model_of_the_package_is_refused(network_file, monkeypatch):
+    monkeypatch.setattr(zoo_module, "path_of", lambda entry: network_file)
+    with pytest.raises(ModelError, match=r"is not the file that mnet025 names.*install the package again"):
+        resolve_model("mnet025")
+    monkeypatch.setattr(zoo_module, "path_of", lambda entry: network_file.with_name("gone.onnx"))
+    with pytest.raises(ModelError, match="install the package again"):
+        resolve_model("mnet025")
 
 
 def test_cached_download_of_the_right_hash_is_found(network_file, cache, monkeypatch):
@@ -121,8 +139,8 @@ def test_cached_download_of_the_right_hash_is_found(network_file, cache, monkeyp
 
 
 def test_pull_of_a_manual_model_says_what_to_do():
-    with pytest.raises(ModelError, match=r"mnet025 cannot be downloaded.*README.*retinastream model export"):
-        pull("mnet025")
+    with pytest.raises(ModelError, match=r"biubug6-mnet025 cannot be downloaded.*README.*retinastream model export"):
+        pull("biubug6-mnet025")
     with pytest.raises(ModelError, match="did you mean uniface-r18"):
         find_entry("uniface-r8")
 
@@ -175,10 +193,10 @@ def test_checkpoint_without_the_extra_names_the_extra(checkpoint, monkeypatch):
 def test_exported_public_checkpoint_is_found_by_its_zoo_name(cache):
     pytest.importorskip("torch", reason="the export extra is not installed")
     destination = export_destination(CHECKPOINT, "fused")
-    assert destination == cached_path("mnet025")
+    assert destination == cached_path("biubug6-mnet025")
     zoo_module.export_checkpoint(CHECKPOINT, destination)
-    model = resolve_model("mnet025")
-    assert (model.name, model.path, model.spec) == ("mnet025", destination, DetectorSpec())
+    model = resolve_model("biubug6-mnet025")
+    assert (model.name, model.path, model.spec) == ("biubug6-mnet025", destination, DetectorSpec())
     assert resolve_model(CHECKPOINT).sha256 == model.sha256
     assert export_destination(CHECKPOINT, "classic") == Path("mobilenet0.25_Final-classic.onnx")
 
@@ -199,5 +217,5 @@ def test_documentation_lists_every_model_with_its_terms():
 
 
 def test_zoo_is_found_by_hash():
-    assert zoo_entries.find_by_sha256(zoo()["r50"].sha256).name == "r50"
+    assert zoo_entries.find_by_sha256(zoo()["biubug6-r50"].sha256).name == "biubug6-r50"
     assert zoo_entries.find_by_sha256("0" * 64) is None

@@ -64,8 +64,8 @@ class _Picture:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Matches:
-    """Which ranked predictions are right and which count at all; which of them found each truth, -1 for none."""
+class Claims:
+    """Which ranked predictions (N,) are right and which count at all; which found each truth (M,), -1 for none."""
 
     right: Flags
     counted: Flags
@@ -168,6 +168,32 @@ def box_iou(first: Boxes, second: Boxes) -> Float64:
     return overlap
 
 
+def match_ranked(boxes: Boxes, truths: Boxes, ignore: Flags, ious: Sequence[float]) -> list[Claims]:
+    """Match the predictions (N, 4) of one picture, best score first, with its truths (M, 4), at each of ``ious``.
+
+    Each prediction goes to the truth that it overlaps most; of those that overlap it by at least the limit, the first
+    found it. A prediction on a truth of ``ignore`` (M,) does not count.
+    """
+    n, m = len(boxes), len(truths)
+    if n == 0 or m == 0:
+        return [Claims(np.zeros(n, np.bool_), np.ones(n, np.bool_), np.full(m, -1)) for _ in ious]
+    overlap = box_iou(boxes, truths)
+    best = overlap.argmax(axis=1)
+    reached = overlap[np.arange(n), best]
+    return [_claim(best, reached >= iou, ignore) for iou in ious]
+
+
+def _claim(best: Int64, touches: Flags, ignore: Flags) -> Claims:
+    right, finder = np.zeros(len(best), np.bool_), np.full(len(ignore), -1)
+    counted = ~(touches & ignore[best])
+    claims = np.flatnonzero(touches & counted)
+    # unique gives the first claim of each truth, which is the one with the best score
+    taken, first = np.unique(best[claims], return_index=True)
+    right[claims[first]] = True
+    finder[taken] = claims[first]
+    return Claims(right, counted, finder)
+
+
 def _read(
     predictions: Sequence[Prediction],
     truths: Sequence[Boxes],
@@ -202,21 +228,8 @@ def _read_picture(index: int, prediction: Prediction, truth: Boxes, ignore: npt.
     return _Picture(boxes[order], scores[order], truths, flags)
 
 
-def _match(picture: _Picture, iou: float) -> _Matches:
-    n, m = len(picture.boxes), len(picture.truths)
-    right, finder = np.zeros(n, np.bool_), np.full(m, -1)
-    if n == 0 or m == 0:
-        return _Matches(right, np.ones(n, np.bool_), finder)
-    overlap = box_iou(picture.boxes, picture.truths)
-    best = overlap.argmax(axis=1)
-    touches = overlap[np.arange(n), best] >= iou
-    counted = ~(touches & picture.ignore[best])
-    claims = np.flatnonzero(touches & counted)
-    # unique gives the first claim of each truth, which is the one with the best score
-    taken, first = np.unique(best[claims], return_index=True)
-    right[claims[first]] = True
-    finder[taken] = claims[first]
-    return _Matches(right, counted, finder)
+def _match(picture: _Picture, iou: float) -> Claims:
+    return match_ranked(picture.boxes, picture.truths, picture.ignore, (iou,))[0]
 
 
 def _area_under_envelope(precision: Float64, recall: Float64) -> float:

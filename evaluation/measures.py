@@ -18,6 +18,7 @@ from retinastream.evaluation.average_precision import (
     recall_by_height,
 )
 from retinastream.evaluation.landmark_error import POINTS, LandmarkError, landmark_distances
+from retinastream.evaluation.ranked_hits import RankedHits
 
 if TYPE_CHECKING:
     from retinastream.evaluation.labelled_set import LabelledPicture, LabelledSet
@@ -120,13 +121,14 @@ def measure(
         raise UsageError(f"{len(predictions)} predictions for {len(pictures)} pictures; expected one for each")
     found = [(faces.boxes, faces.scores) for faces in predictions]
     boxes, ignore = [p.boxes for p in pictures], [p.ignore for p in pictures]
-    curves = {iou: average_precision(found, boxes, iou, ignore=ignore) for iou in IOUS}
-    curve = curves[0.5]
+    curve = average_precision(found, boxes, 0.5, ignore=ignore)
+    # Matched once for all ten overlaps; only the first is wanted as a curve.
+    by_iou = RankedHits.of(predictions, pictures, IOUS).average_precisions().tolist()
     distances = landmark_distances(predictions, pictures)
     return Measures(
         ap50=curve.ap,
-        ap=float(np.mean([c.ap for c in curves.values()])),
-        ap_by_iou={iou: c.ap for iou, c in curves.items()},
+        ap=float(np.mean(by_iou)),
+        ap_by_iou=dict(zip(IOUS, by_iou, strict=True)),
         curve=curve,
         at_score=operating_point(curve, score_threshold),
         precision_target=precision_target,

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retinastream.errors import UsageError
-from retinastream.evaluation.average_precision import box_iou
+from retinastream.evaluation.average_precision import match_ranked
 
 if TYPE_CHECKING:
     from retinastream.evaluation.labelled_set import LabelledPicture
@@ -45,26 +45,11 @@ def match(
     ignore: Flags,
     ious: Sequence[float],
 ) -> Matched:
-    """Match the predictions (N, 4) of one picture with its truths (M, 4) by the rule of ``average_precision``.
-
-    Each prediction goes to the truth that it overlaps most; of those that overlap it by at least the limit, the one of
-    the best score found it.
-    """
+    """Match the predictions (N, 4) of one picture with its truths (M, 4) by the rule of ``match_ranked``."""
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
     ranked = np.asarray(scores, np.float64)[order]
-    right = np.zeros((len(ious), len(order)), np.bool_)
-    counted = np.ones_like(right)
-    if len(order) and len(truths):
-        overlap = box_iou(boxes[order], truths)
-        best = overlap.argmax(axis=1)
-        reached = overlap[np.arange(len(order)), best]
-        for level, iou in enumerate(ious):
-            touches = reached >= iou
-            counted[level] = ~(touches & ignore[best])
-            claims = np.flatnonzero(touches & counted[level])
-            # unique gives the first claim of each truth, which is the one with the best score
-            right[level, claims[np.unique(best[claims], return_index=True)[1]]] = True
-    return Matched(ranked, right, counted)
+    levels = match_ranked(boxes[order], truths, ignore, ious)
+    return Matched(ranked, np.array([level.right for level in levels]), np.array([level.counted for level in levels]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,19 +6,18 @@ import math
 import time
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from retinastream.errors import InputError
 from retinastream.evaluation.labelled_set import LabelledPicture
 from retinastream.evaluation.measures import measure
 from retinastream.kernels.postprocess import candidates, final_faces
 from retinastream.kernels.preprocess import preprocess
 from retinastream.kernels.sizing import SizePolicy
 from retinastream.models.spec import DetectorSpec
+from retinastream.pipeline.images import read_picture
 from retinastream.training.config import EvaluationConfig
 from retinastream.types import Faces, Frame
 
@@ -72,7 +71,7 @@ def evaluate_network(
     began = time.monotonic()
     was_training = network.training
     detector = NetworkDetector(network, spec, config)
-    found = [detector(read_picture(picture)) for picture in pictures]
+    found = [detector(read_picture(picture.path)) for picture in pictures]
     network.train(was_training)
     measures = measure(found, pictures, height_edges=_HEIGHTS)
     recalls = measures.recall_by_height_any_score.recall.tolist()
@@ -82,11 +81,3 @@ def evaluate_network(
         *(float(measures.counts.pictures), float(measures.counts.faces), time.monotonic() - began),
     )
     return dict(zip(EVALUATION_VALUES, values, strict=True))
-
-
-def read_picture(picture: LabelledPicture) -> npt.NDArray[np.uint8]:
-    """Read a picture, upright, BGR uint8; InputError where that fails."""
-    image = cv2.imread(str(picture.path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise InputError(f"picture {picture.path} cannot be read; restore it or take it out of the labels")
-    return np.ascontiguousarray(image, np.uint8)

@@ -56,6 +56,13 @@ class _ToStandardError(logging.Handler):
         sys.stderr.write(f"{self.format(record)}\n")
 
 
+def _is_interrupt(ended: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind this: typer turns it into an exit of its own, which says nothing."""
+    while ended is not None and not isinstance(ended, KeyboardInterrupt):
+        ended = ended.__cause__ or ended.__context__
+    return ended is not None
+
+
 def main() -> None:
     """Run the command line; the exit code is the process's."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, handlers=[_ToStandardError()])
@@ -64,7 +71,9 @@ def main() -> None:
     except RetinastreamError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if not _is_interrupt(ended):
+            raise
         typer.echo("interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:

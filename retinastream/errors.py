@@ -32,6 +32,10 @@ class MissingPackageError(SetupError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 
 
+class DeviceMemoryError(SetupError, MemoryError):
+    """A device has not enough memory free; the message says what was asked for and what was free."""
+
+
 class OutputError(SetupError, OSError):
     """An output could not be written; what had been written before is still there."""
 

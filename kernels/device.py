@@ -102,7 +102,7 @@ class Device(Protocol):
         *,
         shared: int = 0,
     ) -> None:
-        """Queue a kernel of ``kernels/cuda``: device arrays become pointers, NumPy scalars and structures go by value."""
+        """Queue a kernel of ``kernels/cuda``: device arrays become pointers, NumPy values go by value."""
         ...
 
     def prepare_kernels(self) -> None:

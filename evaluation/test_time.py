@@ -221,6 +221,7 @@ def _merge(passes: Sequence[Faces], iou: float, max_faces: int, clip_to: tuple[i
         scores=votes.scores[:max_faces],
         landmarks=votes.landmarks[:max_faces],
         overflow=any(faces.overflow for faces in passes) or len(votes.scores) > max_faces,
+        not_a_number=sum(faces.not_a_number for faces in passes),
     )
 
 

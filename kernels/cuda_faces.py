@@ -1,8 +1,7 @@
 """From head maps to faces by the CUDA kernels: their structures, their buffers, and the order in which they run.
 
 Nothing here knows what executes a kernel: ``Launch`` does, on a GPU or on the host, and arrays are those of its memory.
-The reference is decode.py and postprocess.py, except that a candidate with a NaN among its values is counted and never
-becomes a face.
+The reference is decode.py and postprocess.py, of which it gives the counts too.
 """
 
 from __future__ import annotations

@@ -23,13 +23,15 @@ Int64 = npt.NDArray[np.int64]
 
 # exp(10) times the largest anchor is far beyond any picture; it keeps a wild offset from becoming infinite.
 _MAX_LOG_SIZE = np.float32(10.0)
+_NO_INDEX = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
     """Faces before NMS: (N, 4) xyxy boxes, (N,) scores, (N, K, 2) landmarks, (N,) anchor indices.
 
-    Sorted by score, best first, ties by anchor index. ``overflow`` says that candidates beyond the limit were dropped.
+    Sorted by score, best first, ties by anchor index. ``overflow`` says that candidates beyond the limit were dropped,
+    ``not_a_number`` counts the anchors whose score was NaN; they are not among the candidates.
     """
 
     boxes: Float32
@@ -37,6 +39,7 @@ class Candidates:
     landmarks: Float32
     anchors: Int64
     overflow: bool = False
+    not_a_number: int = 0
 
     def __len__(self) -> int:
         """Return the number of candidates."""
@@ -109,25 +112,26 @@ def decode_fused(
     """
     logit = np.float32(score_logit(threshold))
     per_point = 2 * spec.landmark_count
-    parts = []
+    parts, not_numbers = [], 0
     for offset, level, sizes in zip(level_offsets(spec, height, width), maps, spec.anchor_sizes, strict=True):
         count = len(sizes)
-        margin = np.subtract(level[1 : 2 * count : 2], level[0 : 2 * count : 2], dtype=np.float32)
-        flat = np.flatnonzero(margin >= logit)
+        with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, which is counted
+            margin = np.subtract(level[1 : 2 * count : 2], level[0 : 2 * count : 2], dtype=np.float32)
+        flat, passing, lost = _at_least(margin, logit)
+        not_numbers += lost
         if len(flat) == 0:
             continue
-        which, row, column = np.unravel_index(flat, margin.shape)
-        index = (row * margin.shape[2] + column) * count + which + offset
-        values = level[:, row, column]  # (A * 16, n): one gather for all channels of the cells that pass
-        n = np.arange(len(flat))
-        box = values[2 * count + 4 * which[:, None] + np.arange(4), n[:, None]]
-        points = values[6 * count + per_point * which[:, None] + np.arange(per_point), n[:, None]]
-        parts.append((index, margin.reshape(-1)[flat], box, points))
+        which, cell = np.divmod(flat, margin[0].size)
+        index = cell * count + which + offset
+        channels, which, cell = level.reshape(len(level), -1), which[:, None], cell[:, None]
+        box = channels[2 * count + 4 * which + np.arange(4), cell]
+        points = channels[6 * count + per_point * which + np.arange(per_point), cell]
+        parts.append((index, passing, box, points))
     if not parts:
-        return _none(spec)
+        return _none(spec, not_numbers)
     index, margin, box, points = (np.concatenate(column) for column in zip(*parts, strict=True))
     scores: Float32 = (1.0 / (1.0 + np.exp(-margin.astype(np.float64)))).astype(np.float32)
-    return _best(index, scores, box, points, spec, height, width, limit)
+    return _best(index, scores, box, points, spec, height, width, limit, not_numbers)
 
 
 def decode_classic(
@@ -141,10 +145,23 @@ def decode_classic(
     limit: int,
 ) -> Candidates:
     """Decode one picture from the classic tensors: loc (N, 4), conf (N, 2) probabilities, landms (N, 2 K)."""
-    index = np.flatnonzero(conf[:, 1] >= np.float32(threshold))
+    index, scores, not_numbers = _at_least(conf[:, 1], np.float32(threshold))
     if len(index) == 0:
-        return _none(spec)
-    return _best(index, conf[index, 1].astype(np.float32), loc[index], landms[index], spec, height, width, limit)
+        return _none(spec, not_numbers)
+    return _best(index, scores.astype(np.float32), loc[index], landms[index], spec, height, width, limit, not_numbers)
+
+
+def _at_least(values: npt.NDArray[Any], least: np.float32) -> tuple[Int64, npt.NDArray[Any], int]:
+    """Return flat indices of the values from ``least`` on, these values, and how many of all are NaN."""
+    # What is not less includes the NaNs, so that they need to be looked for only among few.
+    below = np.less(values, least)
+    if below.all():
+        return _NO_INDEX, values[:0], 0
+    index = np.flatnonzero(np.logical_not(below, out=below))
+    found = values.reshape(-1)[index]
+    is_number = found == found  # noqa: PLR0124  (a third of what np.isnan and its inverse take)
+    lost = len(index) - int(np.count_nonzero(is_number))
+    return (index[is_number], found[is_number], lost) if lost else (index, found, 0)
 
 
 def _best(
@@ -156,17 +173,19 @@ def _best(
     height: int,
     width: int,
     limit: int,
+    not_numbers: int,
 ) -> Candidates:
     order = np.lexsort((index, -scores))[:limit]
     centres, sizes = anchors_at(index[order], spec, height, width)
     box, points = box[order].astype(np.float32), points[order].astype(np.float32)
     boxes, landmarks = decode_offsets(box, points, centres, sizes, spec.variances)
-    return Candidates(boxes, scores[order], landmarks, index[order], overflow=len(index) > limit)
+    return Candidates(boxes, scores[order], landmarks, index[order], len(index) > limit, not_numbers)
 
 
-def _none(spec: DetectorSpec) -> Candidates:
+def _none(spec: DetectorSpec, not_numbers: int) -> Candidates:
     points = np.zeros((0, spec.landmark_count, 2), np.float32)
-    return Candidates(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), points, np.zeros(0, np.int64))
+    boxes, scores = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+    return Candidates(boxes, scores, points, np.zeros(0, np.int64), not_a_number=not_numbers)
 
 
 def to_source(candidates: Candidates, placement: Placement) -> Candidates:
@@ -179,6 +198,7 @@ def to_source(candidates: Candidates, placement: Placement) -> Candidates:
         candidates.landmarks / scale,
         candidates.anchors,
         candidates.overflow,
+        candidates.not_a_number,
     )
 
 
@@ -194,4 +214,5 @@ def merge(passes: Sequence[Candidates], limit: int) -> Candidates:
     boxes = np.concatenate([p.boxes for p in passes])[kept]
     landmarks = np.concatenate([p.landmarks for p in passes])[kept]
     overflow = any(p.overflow for p in passes) or len(order) > limit
-    return Candidates(boxes, scores[kept], landmarks, anchors[kept], overflow)
+    not_numbers = sum(p.not_a_number for p in passes)
+    return Candidates(boxes, scores[kept], landmarks, anchors[kept], overflow, not_numbers)

@@ -152,7 +152,8 @@ class Faces:
 
     ``boxes`` (N, 4) float32 as x1, y1, x2, y2; ``scores`` (N,) float32 in 0..1; ``landmarks`` (N, 5, 2) float32 as x, y
     of the picture's left eye, right eye, nose, left and right mouth corner (left as seen in the picture). All in pixels
-    of the original upright picture, whose size is ``width`` x ``height``. ``pts`` is in seconds.
+    of the original upright picture, whose size is ``width`` x ``height``. ``pts`` is in seconds. ``not_a_number`` counts
+    what the network answered with NaN and was left out: anything but 0 means that its weights or its input are broken.
     """
 
     boxes: Float32 = field(default_factory=_no_boxes)
@@ -167,6 +168,7 @@ class Faces:
     corrupt: bool = False
     interlaced: bool = False
     overflow: bool = False
+    not_a_number: int = 0
 
     def __post_init__(self) -> None:
         """Refuse arrays whose shapes do not belong together."""

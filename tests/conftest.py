@@ -9,6 +9,8 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS))
+# host_device and host_engine are used by tests of every room.
+sys.path[:0] = [str(TESTS / "kernels"), str(TESTS / "pipeline")]
 
 # Weights, pictures and videos that may not be redistributed; a public clone does not have them.
 DATA = Path(os.environ.get("RETINASTREAM_TEST_DATA") or TESTS.parent.parent / "shared" / "data")

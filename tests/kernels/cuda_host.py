@@ -63,6 +63,13 @@ class KernelLibrary:
         """Whether the source has this kernel."""
         return hasattr(self._library, f"{name}_launch")
 
+    def check_arguments(self, name, values):
+        """LaunchError unless these NumPy values have the sizes of the kernel's arguments, in their order."""
+        sizes = (ctypes.c_size_t * 64)()
+        expected = list(sizes[: self._library[f"{name}_arguments"](sizes)])
+        if (given := [value.nbytes for value in values]) != expected:
+            raise LaunchError(f"{name} takes arguments of {expected} bytes, not {given}")
+
     def launch(self, name, grid, block, arguments, *, shared=0, seed=0):
         """Run a kernel: arrays are passed as pointers, NumPy scalars (structures too) by value.
 
@@ -70,10 +77,7 @@ class KernelLibrary:
         start in a random order. LaunchError says what went wrong.
         """
         values = [_by_value(argument) for argument in arguments]
-        sizes = (ctypes.c_size_t * 64)()
-        expected = list(sizes[: self._library[f"{name}_arguments"](sizes)])
-        if (given := [value.nbytes for value in values]) != expected:
-            raise LaunchError(f"{name} takes arguments of {expected} bytes, not {given}")
+        self.check_arguments(name, values)
         addresses = (ctypes.c_void_p * (len(values) + 1))(*[value.ctypes.data for value in values])
         done = self._library[f"{name}_launch"](
             (ctypes.c_uint * 3)(*_three(grid)),

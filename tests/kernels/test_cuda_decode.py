@@ -1,11 +1,12 @@
-"""The CUDA kernels, executed on the host, find the reference's candidates with its coordinates."""
+"""The CUDA kernels, on the host and on a GPU, find the reference's candidates with its coordinates."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from cuda_faces_on_host import HostKernels, faces_on_host, keys_of, limits_for, placement_of
+from backends import BareBackend
 from cuda_host import in_sanitizer, load
+from faces_by_kernels import faces_by_kernels, keys_of, limits_for, placement_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -21,7 +22,7 @@ from retinastream.kernels.cuda_faces import (
     FaceLimits,
     pass_structure,
 )
-from retinastream.kernels.postprocess import candidates
+from retinastream.kernels.postprocess import candidates, final_faces
 from retinastream.kernels.sizing import Placement
 from retinastream.models.spec import DetectorSpec
 
@@ -55,10 +56,10 @@ def random_outputs(spec, placement, batch=2, seed=0, dtype=np.float32, spread=2.
     return maps
 
 
-def everything(spec, passes, threshold, **changes):
+def everything(backend, spec, passes, threshold, **changes):
     """All candidates as rows: nothing is suppressed, nothing clipped."""
     limits = limits_for(spec, [p for _, p in passes], limit=16384, max_faces=4096, iou=1.0, clip=False, **changes)
-    return faces_on_host(spec, passes, threshold=threshold, limits=limits)
+    return faces_by_kernels(backend, spec, passes, threshold=threshold, limits=limits)
 
 
 def compare(rows, counts, expected):
@@ -75,12 +76,12 @@ def compare(rows, counts, expected):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("layout", ["fused", "classic"])
 @pytest.mark.parametrize("name", SPECS)
-def test_candidates_of_every_layout_equal_the_reference(name, layout, dtype):
+def test_candidates_of_every_layout_equal_the_reference(backend, name, layout, dtype):
     spec = replace(SPECS[name], output_layout=layout)
     placement = placement_of(263, 140, spec, scale=0.75)
     outputs = random_outputs(spec, placement, dtype=dtype)
     threshold = 0.97 if layout == "fused" else 0.95
-    rows, counts, _ = everything(spec, [(outputs, placement)], threshold)
+    rows, counts, _ = everything(backend, spec, [(outputs, placement)], threshold)
     for item in range(2):
         expected = candidates(outputs, item, placement, spec, threshold)
         assert len(expected) > 2
@@ -119,10 +120,10 @@ def at_4k():
 
 
 @pytest.mark.parametrize(("dtype", "pixels"), [(np.float32, 1e-3), (np.float16, 1e-3)])
-def test_coordinates_at_4k_are_computed_in_single_precision_whatever_the_maps_hold(at_4k, dtype, pixels):
+def test_coordinates_at_4k_are_computed_in_single_precision_whatever_the_maps_hold(backend, at_4k, dtype, pixels):
     spec, placement, maps = at_4k
     maps = [v.astype(dtype) for v in maps]
-    rows, counts, _ = everything(spec, [(maps, placement)], 0.5)
+    rows, counts, _ = everything(backend, spec, [(maps, placement)], 0.5)
     expected = candidates(maps, 0, placement, spec, 0.5)
     assert 250 < len(expected) == counts[0, FOUND]
     found = counts[0, FACES]
@@ -145,21 +146,21 @@ def test_coordinates_at_4k_are_computed_in_single_precision_whatever_the_maps_ho
     st.booleans(),
 )
 def test_the_keys_are_those_of_all_anchors_at_or_above_the_threshold(
-    seed, name, layout, width, height, threshold, half
+    backend, seed, name, layout, width, height, threshold, half
 ):
     spec = replace(SPECS[name], output_layout=layout)
     placement = placement_of(width, height, spec)
     outputs = random_outputs(spec, placement, seed=seed, dtype=np.float16 if half else np.float32)
     not_numbers = plant_nans(outputs, spec, seed)
     limits = limits_for(spec, [placement], limit=64, max_faces=1)
-    _, counts, buffers = faces_on_host(spec, [(outputs, placement)], threshold=threshold, limits=limits)
+    _, counts, buffers = faces_by_kernels(backend, spec, [(outputs, placement)], threshold=threshold, limits=limits)
     for item in range(2):
         expected = candidates(outputs, item, placement, spec, threshold, limit=10**9)
         scores, passes, anchors = keys_of(buffers, item)
         assert_array_equal(anchors, expected.anchors)
         assert_allclose(scores, expected.scores, rtol=0, atol=1e-6)
         assert not passes.any()
-        assert counts[item, NOT_A_NUMBER] == not_numbers[item]
+        assert counts[item, NOT_A_NUMBER] == expected.not_a_number == not_numbers[item]
 
 
 def plant_nans(outputs, spec, seed):
@@ -185,13 +186,13 @@ def plant_nans(outputs, spec, seed):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_list_that_is_too_short_is_filled_and_the_overflow_counted(seed):
+def test_a_list_that_is_too_short_is_filled_and_the_overflow_counted(backend, seed):
     spec = SPECS["light"]
     placement = placement_of(160, 96, spec)
     outputs = random_outputs(spec, placement)
     limits = FaceLimits(capacity=37, limit=20, max_faces=8)
-    launch = HostKernels(seed=seed)
-    _, counts, buffers = faces_on_host(spec, [(outputs, placement)], threshold=0.5, limits=limits, launch=launch)
+    backend = backend.shuffled(seed)
+    _, counts, buffers = faces_by_kernels(backend, spec, [(outputs, placement)], threshold=0.5, limits=limits)
     for item in range(2):
         expected = candidates(outputs, item, placement, spec, 0.5)
         assert counts[item, FOUND] == len(expected) > 37
@@ -206,7 +207,7 @@ def test_the_order_of_blocks_and_threads_does_not_show():
     placement = placement_of(192, 128, spec)
     passes = [(random_outputs(spec, placement, spread=3.0), placement)]
     results = [
-        faces_on_host(spec, passes, threshold=0.9, limits=limits_for(spec, [placement]), launch=HostKernels(seed=seed))
+        faces_by_kernels(BareBackend(seed=seed), spec, passes, threshold=0.9, limits=limits_for(spec, [placement]))
         for seed in (0, 1, 2)
     ]
     assert not np.array_equal(results[0][2]["lists"], results[1][2]["lists"])
@@ -216,7 +217,7 @@ def test_the_order_of_blocks_and_threads_does_not_show():
 
 
 @pytest.mark.parametrize("channel", [2, 5, 6, 15], ids=["box x", "box height", "landmark 1 x", "landmark 5 y"])
-def test_a_candidate_with_a_nan_is_counted_and_neither_a_face_nor_in_the_way_of_one(channel):
+def test_a_candidate_with_a_nan_is_counted_and_neither_a_face_nor_in_the_way_of_one(backend, channel):
     spec = DetectorSpec(strides=(8,), anchor_sizes=((16.0,),))
     placement = placement_of(64, 64, spec)
     maps = [np.zeros((1, 16, 8, 8), np.float32)]
@@ -226,9 +227,45 @@ def test_a_candidate_with_a_nan_is_counted_and_neither_a_face_nor_in_the_way_of_
     maps[0][0, channel, 4, 4] = np.nan
     limits = limits_for(spec, [placement], iou=0.2)
     for ours, winner, expected in ((alone, 36, [2, 0, 1, 0]), (maps, 37, [2, 1, 1, 0])):
-        rows, counts, _ = faces_on_host(spec, [(ours, placement)], threshold=0.5, limits=limits)
+        rows, counts, _ = faces_by_kernels(backend, spec, [(ours, placement)], threshold=0.5, limits=limits)
         assert counts[0].tolist() == expected
         assert rows[0, 0, 15].view(np.int32) == winner
+        faces = final_faces([candidates(ours, 0, placement, spec, 0.5)], width=64, height=64, iou=0.2, max_faces=9)
+        assert [len(faces), faces.not_a_number] == [expected[FACES], expected[NOT_A_NUMBER]]
+        assert_allclose(faces.boxes, rows[0, :1, :4], rtol=0, atol=1e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["fused", "classic"]),
+    st.sampled_from([0.0, 0.5, 0.9]),
+    st.sampled_from([20, 200, 5000]),
+    st.booleans(),
+    st.sampled_from([0, 1024]),
+)
+def test_nans_anywhere_are_counted_as_the_reference_counts_them(
+    backend, seed, layout, threshold, limit, half, fast_limit
+):
+    spec = replace(SPECS["light"], output_layout=layout)
+    placements = [placement_of(90, 60, spec), placement_of(90, 60, spec, scale=0.5)]
+    rng = np.random.default_rng(seed)
+    passes = [
+        (random_outputs(spec, p, seed=seed + k, dtype=np.float16 if half else np.float32), p)
+        for k, p in enumerate(placements)
+    ]
+    for outputs, _ in passes:
+        for tensor in outputs:
+            tensor.reshape(-1)[rng.integers(0, tensor.size, rng.integers(0, 40))] = np.nan
+    limits = limits_for(spec, placements, limit=limit, fast_limit=fast_limit)
+    rows, counts, _ = faces_by_kernels(backend, spec, passes, threshold=threshold, limits=limits)
+    for item in range(2):
+        each = [candidates(outputs, item, p, spec, threshold, limit) for outputs, p in passes]
+        faces = final_faces(each, width=90, height=60, iou=0.4, max_faces=750, limit=limit)
+        assert counts[item, [FACES, NOT_A_NUMBER]].tolist() == [len(faces), faces.not_a_number]
+        assert (counts[item, OVERFLOW] != 0) == faces.overflow
+        assert_allclose(rows[item, : len(faces), :4], faces.boxes, rtol=0, atol=1e-3)
+        assert_allclose(rows[item, : len(faces), 5:15].reshape(-1, 5, 2), faces.landmarks, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -268,16 +305,16 @@ def find_under_sanitizer(kernels, layout, half, threads):
     outputs = random_outputs(spec, placement, dtype=np.float16 if half else np.float32)
     limits = FaceLimits(capacity=100)
 
-    class Find(HostKernels):
-        def __call__(self, name, grid, block, arguments):
+    class Find(BareBackend):
+        def launch(self, stream, name, grid, block, arguments, *, shared=0):
             if name.startswith("find_"):
-                super().__call__(name, grid, block, arguments)
+                super().launch(stream, name, grid, block, arguments)
             elif name == "faces_of_few":
                 arguments[4][...] = 0  # rows and counts, which nobody writes here
                 arguments[3][:, 2:] = 0
 
-    launch = Find([kernels], threads=threads)
-    _, counts, buffers = faces_on_host(spec, [(outputs, placement)], threshold=0.9, limits=limits, launch=launch)
+    backend = Find(kernels, threads=threads)
+    _, counts, buffers = faces_by_kernels(backend, spec, [(outputs, placement)], threshold=0.9, limits=limits)
     return counts[:, FOUND].tolist(), [sorted(keys_of(buffers, item)[2].tolist()) for item in range(2)]
 
 

@@ -1,11 +1,12 @@
-"""The CUDA kernels, executed on the host, keep exactly the faces that the reference keeps, in its order."""
+"""The CUDA kernels, on the host and on a GPU, keep exactly the faces that the reference keeps, in its order."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from cuda_faces_on_host import HostKernels, faces_on_host, limits_for, placement_of
+from backends import BareBackend
 from cuda_host import in_sanitizer, load
+from faces_by_kernels import faces_by_kernels, limits_for, placement_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -17,11 +18,7 @@ from retinastream.kernels.cuda_faces import (
     FACES,
     FOUND,
     OVERFLOW,
-    pass_structure,
-    placed_structures,
-    queue_faces,
 )
-from retinastream.kernels.cuda_launch import CudaKernels
 from retinastream.kernels.decode import Candidates
 from retinastream.kernels.postprocess import candidates, final_faces
 from retinastream.kernels.sizing import Placement
@@ -33,7 +30,7 @@ ROW = DetectorSpec(strides=(8,), anchor_sizes=((16.0,),))
 BOTH = pytest.mark.parametrize("fast_limit", [1024, 0], ids=["one block", "tiled"])
 
 
-def faces_of_boxes(boxes, scores, *, width=400, height=300, threshold=0.02, launch=None, **changes):
+def faces_of_boxes(backend, boxes, scores, *, width=400, height=300, threshold=0.02, **changes):
     """Faces of frames whose candidates are given: boxes (frames, N, 4), scores (frames, N); N may be 0 in effect."""
     boxes, scores = np.asarray(boxes, np.float32), np.asarray(scores, np.float32)
     frames, count = scores.shape
@@ -41,8 +38,8 @@ def faces_of_boxes(boxes, scores, *, width=400, height=300, threshold=0.02, laun
     points = np.repeat((boxes[..., None, :2] + boxes[..., None, 2:]) / 2, 5, 2).astype(np.float32)
     outputs = [boxes, np.stack([1 - scores, scores], -1), points.reshape(frames, count, 10)]
     limits = limits_for(ROW, [placement], **changes)
-    rows, counts, _ = faces_on_host(
-        ROW, [(outputs, placement)], threshold=threshold, limits=limits, launch=launch, layout="decoded"
+    rows, counts, _ = faces_by_kernels(
+        backend, ROW, [(outputs, placement)], threshold=threshold, limits=limits, layout="decoded"
     )
     return rows, counts
 
@@ -60,9 +57,9 @@ def reference(boxes, scores, *, width=400, height=300, threshold=0.02, limit=500
     return faces.landmarks[:, 0, 0].astype(int), faces
 
 
-def check(boxes, scores, **changes):
-    rows, counts = faces_of_boxes(boxes, scores, **changes)
-    changes.pop("fast_limit", None), changes.pop("launch", None)
+def check(backend, boxes, scores, **changes):
+    rows, counts = faces_of_boxes(backend, boxes, scores, **changes)
+    changes.pop("fast_limit", None)
     for frame, (its_boxes, its_scores) in enumerate(zip(boxes, scores, strict=True)):
         indices, faces = reference(its_boxes, its_scores, **changes)
         found = counts[frame, FACES]
@@ -95,86 +92,98 @@ def clusters(rng, count, *, span=380, sizes=(4, 40), grid=1.0, levels=64):
     st.booleans(),
     st.sampled_from([0, 1024]),
 )
-def test_clusters_with_ties_and_limits(seed, count, iou, max_faces, limit, plus_one, clip, fast_limit):
+def test_clusters_with_ties_and_limits(backend, seed, count, iou, max_faces, limit, plus_one, clip, fast_limit):
     rng = np.random.default_rng(seed)
     boxes, scores = zip(*[clusters(rng, count, grid=float(rng.choice([0.25, 1, 4]))) for _ in range(2)], strict=True)
-    check(boxes, scores, iou=iou, max_faces=max_faces, limit=limit, plus_one=plus_one, clip=clip, fast_limit=fast_limit)
+    check(
+        backend,
+        boxes,
+        scores,
+        iou=iou,
+        max_faces=max_faces,
+        limit=limit,
+        plus_one=plus_one,
+        clip=clip,
+        fast_limit=fast_limit,
+    )
 
 
 @BOTH
-def test_frames_of_one_batch_with_none_one_and_many_candidates(fast_limit):
+def test_frames_of_one_batch_with_none_one_and_many_candidates(backend, fast_limit):
     rng = np.random.default_rng(1)
     boxes, scores = (np.stack(v) for v in zip(*[clusters(rng, 300) for _ in range(4)], strict=True))
     scores[0] = 0
     scores[1] = 0
     scores[1, 17], boxes[1, 17] = 0.5, (10, 10, 20, 20)
     scores[2, 65:] = 0
-    counts = check(boxes, scores, fast_limit=fast_limit)
+    counts = check(backend, boxes, scores, fast_limit=fast_limit)
     assert counts[:2, FOUND].tolist() == [0, 1]
     assert counts[:2, FACES].tolist() == [0, 1]
 
 
 @BOTH
-def test_identical_boxes_leave_the_one_with_the_lowest_anchor(fast_limit):
+def test_identical_boxes_leave_the_one_with_the_lowest_anchor(backend, fast_limit):
     boxes = np.tile(np.array([10, 10, 50, 60], np.float32), (1, 700, 1))
     scores = np.full((1, 700), 0.75, np.float32)
     scores[0, :3] = 0.5
-    rows, counts = faces_of_boxes(boxes, scores, fast_limit=fast_limit)
+    rows, counts = faces_of_boxes(backend, boxes, scores, fast_limit=fast_limit)
     assert counts[0].tolist() == [700, 0, 1, 0]
     assert rows[0, 0, 15].view(np.int32) == 3
-    check(boxes, scores, fast_limit=fast_limit)
+    check(backend, boxes, scores, fast_limit=fast_limit)
 
 
 @BOTH
-def test_a_score_of_minus_zero_ties_with_zero(fast_limit):
+def test_a_score_of_minus_zero_ties_with_zero(backend, fast_limit):
     boxes = np.array([[[10, 10, 20, 20], [40, 10, 50, 20], [70, 10, 80, 20]]], np.float32)
     scores = np.array([[-0.0, 0.0, -0.0]], np.float32)
-    rows, _ = faces_of_boxes(boxes, scores, threshold=0.0, fast_limit=fast_limit)
+    rows, _ = faces_of_boxes(backend, boxes, scores, threshold=0.0, fast_limit=fast_limit)
     assert rows[0, :3, 15].view(np.int32).tolist() == [0, 1, 2]
 
 
 @BOTH
 @pytest.mark.parametrize("iou", [0.5, np.nextafter(np.float32(0.5), np.float32(0))])
-def test_an_overlap_of_exactly_the_threshold_suppresses_nothing(fast_limit, iou):
+def test_an_overlap_of_exactly_the_threshold_suppresses_nothing(backend, fast_limit, iou):
     boxes = np.array([[[0, 0, 20, 10], [0, 0, 10, 10], [100, 0, 119, 9], [100, 0, 109, 9]]], np.float32)
-    counts = check(boxes, np.array([[0.9, 0.8, 0.7, 0.6]]), iou=float(iou), fast_limit=fast_limit)
+    counts = check(backend, boxes, np.array([[0.9, 0.8, 0.7, 0.6]]), iou=float(iou), fast_limit=fast_limit)
     assert counts[0, FACES] == (4 if iou == 0.5 else 3)
-    counts = check(boxes, np.array([[0.9, 0.8, 0.7, 0.6]]), iou=float(iou), fast_limit=fast_limit, plus_one=True)
+    counts = check(
+        backend, boxes, np.array([[0.9, 0.8, 0.7, 0.6]]), iou=float(iou), fast_limit=fast_limit, plus_one=True
+    )
     assert counts[0, FACES] == (3 if iou == 0.5 else 2)
 
 
 @BOTH
-def test_what_lies_outside_of_the_frame_suppresses_nothing_and_is_no_face(fast_limit):
+def test_what_lies_outside_of_the_frame_suppresses_nothing_and_is_no_face(backend, fast_limit):
     boxes = np.array([[[401, 10, 441, 50], [380, 10, 420, 50], [399, 10, 439, 50], [-30, 0, 0, 20]]], np.float32)
-    counts = check(boxes, np.array([[0.9, 0.8, 0.7, 0.99]]), fast_limit=fast_limit)
+    counts = check(backend, boxes, np.array([[0.9, 0.8, 0.7, 0.99]]), fast_limit=fast_limit)
     assert counts[0, FACES] == 2
 
 
 @BOTH
 @pytest.mark.parametrize("max_faces", [63, 64, 65, 199, 200, 201])
-def test_reaching_the_most_faces_is_told_from_exceeding_them(fast_limit, max_faces):
+def test_reaching_the_most_faces_is_told_from_exceeding_them(backend, fast_limit, max_faces):
     corner = np.stack(np.meshgrid(np.arange(20) * 20, np.arange(10) * 20), -1).reshape(1, 200, 2)
     boxes = np.concatenate([corner, corner + 10], -1)
     scores = np.random.default_rng(3).permutation(np.arange(1, 201) / 200)[None]
-    counts = check(boxes, scores, max_faces=max_faces, fast_limit=fast_limit)
+    counts = check(backend, boxes, scores, max_faces=max_faces, fast_limit=fast_limit)
     assert counts[0].tolist() == [197, 0, min(197, max_faces), 0 if max_faces >= 197 else BEYOND_MAX_FACES]
 
 
 @pytest.mark.parametrize("count", [1023, 1024, 1025, 2048, 3000])
-def test_both_sides_of_the_fast_way_in_one_batch(count):
+def test_both_sides_of_the_fast_way_in_one_batch(backend, count):
     rng = np.random.default_rng(count)
     boxes, scores = zip(*[clusters(rng, count, levels=1000) for _ in range(2)], strict=True)
     scores[1][scores[1] < 0.7] = 0
-    counts = check(boxes, scores, limit=2500)
+    counts = check(backend, boxes, scores, limit=2500)
     assert counts[0, OVERFLOW] & BEYOND_LIMIT == (BEYOND_LIMIT if counts[0, FOUND] > 2500 else 0)
 
 
 @pytest.mark.parametrize(("count", "limit"), [pytest.param(16384, 16384, marks=pytest.mark.slow), (20000, 3000)])
-def test_many_candidates(count, limit):
+def test_many_candidates(backend, count, limit):
     rng = np.random.default_rng(count)
     boxes, scores = clusters(rng, count, span=3000, levels=3000)
     counts = check(
-        boxes[None], scores[None], width=3840, height=2160, limit=limit, max_faces=4096, threshold=0.0, iou=0.3
+        backend, boxes[None], scores[None], width=3840, height=2160, limit=limit, max_faces=4096, threshold=0.0, iou=0.3
     )
     assert counts[0, FOUND] == count
     assert counts[0, FACES] > 900
@@ -184,21 +193,21 @@ def test_many_candidates(count, limit):
 @BOTH
 def test_the_order_of_blocks_and_threads_does_not_show(fast_limit, seed):
     boxes, scores = clusters(np.random.default_rng(9), 900)
-    check(boxes[None], scores[None], fast_limit=fast_limit, launch=HostKernels(seed=seed))
-    check(boxes[None], scores[None], fast_limit=fast_limit, launch=HostKernels(seed=seed, threads=64))
+    check(BareBackend(seed=seed), boxes[None], scores[None], fast_limit=fast_limit)
+    check(BareBackend(seed=seed, threads=64), boxes[None], scores[None], fast_limit=fast_limit)
 
 
 @BOTH
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("layout", ["fused", "classic"])
 @pytest.mark.parametrize("name", ["light", "paper"])
-def test_faces_of_a_pyramid_equal_the_reference(name, layout, dtype, fast_limit):
+def test_faces_of_a_pyramid_equal_the_reference(backend, name, layout, dtype, fast_limit):
     spec = replace(SPECS[name], output_layout=layout)
     placements = [placement_of(300, 200, spec), placement_of(300, 200, spec, scale=0.4)]
     passes = [(random_outputs(spec, p, seed=k, dtype=dtype), p) for k, p in enumerate(placements)]
     for clip, limit, max_faces in ((True, 5000, 750), (False, 100, 20)):
         limits = limits_for(spec, placements, limit=limit, max_faces=max_faces, clip=clip, fast_limit=fast_limit)
-        rows, counts, _ = faces_on_host(spec, passes, threshold=0.9, limits=limits)
+        rows, counts, _ = faces_by_kernels(backend, spec, passes, threshold=0.9, limits=limits)
         for item in range(2):
             each = [candidates(outputs, item, p, spec, 0.9, limit) for outputs, p in passes]
             faces = final_faces(each, width=300, height=200, iou=0.4, max_faces=max_faces, clip=clip, limit=limit)
@@ -215,7 +224,7 @@ def test_faces_of_a_pyramid_equal_the_reference(name, layout, dtype, fast_limit)
                 assert_array_equal(np.isclose(source.scores[at], row[4], rtol=0, atol=1e-6), [True])
 
 
-def test_equal_scores_of_two_passes_go_to_the_earlier_pass():
+def test_equal_scores_of_two_passes_go_to_the_earlier_pass(backend):
     outputs = [
         np.array([[[10, 10, 50, 50]]], np.float32),
         np.array([[[0.25, 0.75]]], np.float32),
@@ -224,7 +233,8 @@ def test_equal_scores_of_two_passes_go_to_the_earlier_pass():
     placement = Placement(400, 300, 400, 300, 8, 8)
     limits = limits_for(ROW, [placement] * 2)
     for fast_limit in (1024, 0):
-        rows, counts, _ = faces_on_host(
+        rows, counts, _ = faces_by_kernels(
+            backend,
             ROW,
             [(outputs, placement)] * 2,
             threshold=0.5,
@@ -235,7 +245,7 @@ def test_equal_scores_of_two_passes_go_to_the_earlier_pass():
         assert rows[0, 0, 15].view(np.int32) == 0
 
 
-def test_frames_of_different_size_and_a_frame_that_is_in_one_pass_only(monkeypatch):
+def test_frames_of_different_size_and_a_frame_that_is_in_one_pass_only(backend):
     spec = SPECS["light"]
     shapes = [
         placement_of(300, 200, spec),
@@ -247,10 +257,9 @@ def test_frames_of_different_size_and_a_frame_that_is_in_one_pass_only(monkeypat
     small_outputs = random_outputs(spec, small, batch=1, seed=8)
     small = replace(small, source_width=600, source_height=400)
     frames = [[(2, shapes[0]), None], [(0, shapes[1]), (0, small)], [(1, shapes[2]), None]]
-    monkeypatch.setattr("cuda_faces_on_host.placed_structures", lambda _: placed_structures(frames))
     limits = limits_for(spec, [shapes[0], small], max_faces=100)
     launches = [(outputs, shapes[0]), (small_outputs, small)]
-    rows, counts, _ = faces_on_host(spec, launches, threshold=0.9, limits=limits)
+    rows, counts, _ = faces_by_kernels(backend, spec, launches, threshold=0.9, limits=limits, frames=frames)
     for frame, passes in enumerate(frames):
         each = [
             candidates(source, found[0], found[1], spec, 0.9)
@@ -267,50 +276,20 @@ def test_frames_of_different_size_and_a_frame_that_is_in_one_pass_only(monkeypat
 def test_the_second_way_is_not_queued_where_no_frame_can_need_it():
     names = []
 
-    class Recorded(HostKernels):
-        def __call__(self, name, grid, block, arguments):
+    class Recorded(BareBackend):
+        def launch(self, stream, name, grid, block, arguments, *, shared=0):
             names.append(name)
-            super().__call__(name, grid, block, arguments)
+            super().launch(stream, name, grid, block, arguments)
 
     boxes, scores = clusters(np.random.default_rng(0), 100)
-    faces_of_boxes(boxes[None], scores[None], launch=Recorded())
+    faces_of_boxes(Recorded(), boxes[None], scores[None])
     assert set(names) == {"find_classic_float", "faces_of_few"}
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("layout", ["fused", "classic"])
-@BOTH
-def test_a_gpu_finds_the_faces_that_the_host_finds(layout, dtype, fast_limit):
-    cupy = pytest.importorskip("cupy", reason="NOT TESTED: CuPy is not installed")
-    spec = replace(SPECS["paper"], output_layout=layout)
-    placement = placement_of(300, 200, spec)
-    outputs = random_outputs(spec, placement, dtype=dtype)
-    limits = limits_for(spec, [placement], fast_limit=fast_limit)
-    expected, expected_counts, _ = faces_on_host(spec, [(outputs, placement)], threshold=0.9, limits=limits)
-    on_device = [cupy.asarray(v) for v in outputs]
-    structure = pass_structure(
-        spec,
-        placement.padded_height,
-        placement.padded_width,
-        0.9,
-        [v.data.ptr for v in on_device],
-        half=dtype == np.float16,
-    )
-    placed = cupy.asarray(placed_structures([[(item, placement)] for item in range(2)]).view(np.int32).reshape(2, -1))
-    buffers = {name: cupy.full(shape, 7, kind) for name, (shape, kind) in limits.buffers(2).items()}
-    buffers["counts"][...] = 0
-    queue_faces(CudaKernels(), [structure], placed, buffers, limits)
-    rows, counts = buffers["rows"].get(), buffers["counts"].get()
-    assert_array_equal(counts, expected_counts)
-    assert_array_equal(rows[..., 15].view(np.int32), expected[..., 15].view(np.int32))
-    assert_allclose(rows[..., :15], expected[..., :15], rtol=0, atol=1e-3)
 
 
 def nms_under_sanitizer(kernels, decode, count, threads, fast_limit, limit=5000):
     boxes, scores = clusters(np.random.default_rng(4), count)
-    launch = HostKernels([load("decode.cu", decode), kernels], threads=threads)
-    rows, counts = faces_of_boxes(boxes[None], scores[None], launch=launch, fast_limit=fast_limit, limit=limit)
+    bare = BareBackend(load("decode.cu", decode), kernels, threads=threads)
+    rows, counts = faces_of_boxes(bare, boxes[None], scores[None], fast_limit=fast_limit, limit=limit)
     return rows.view(np.int32).tolist(), counts.tolist()
 
 

@@ -1,9 +1,11 @@
 """Redacting and drawing: the NumPy references against hand-computed surfaces, the kernels against the references."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from backends import BareBackend, open_backend
 from cuda_host import in_sanitizer, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,16 +13,25 @@ from random_frames import make_frame
 from tight_frames import tight_frame
 
 from retinastream.errors import UsageError
-from retinastream.kernels import colour, launch_shapes
+from retinastream.kernels import colour
 from retinastream.kernels.descriptors import describe_frames, pack_faces
-from retinastream.kernels.draw_surface import BOX_COLOUR, LANDMARK_COLOURS, draw_faces, mark_colours
+from retinastream.kernels.draw_surface import BOX_COLOUR, LANDMARK_COLOURS, draw_faces
+from retinastream.kernels.picture_kernels import (
+    colour_codes,
+    draw_scratch,
+    fill_codes,
+    queue_draw,
+    queue_redact,
+    record_bytes,
+    redact_scratch,
+)
 from retinastream.kernels.redact import redact
 from retinastream.kernels.surfaces import code_values
 from retinastream.types import Faces, Frame
 
 SURFACES = ("nv12", "p010", "yuv420p", "yuv420p10", "yuv422p", "yuv444p10", "gray")
 SIDES = st.integers(1, 150)
-METHODS = {"solid": 0, "mosaic": 1, "blur": 2}
+METHODS = ("solid", "mosaic", "blur")
 
 
 def copy_of(frame):
@@ -41,52 +52,46 @@ def faces_with(boxes, landmarks=None):
     return Faces(boxes, np.ones(len(boxes), np.float32), points.astype(np.float32).reshape(-1, 5, 2))
 
 
-def redact_by_kernel(
-    frames, faces, *, method="blur", shape="ellipse", enlarge=1.3, cells=8, colour=(0, 0, 0), kernels=None, seed=0
-):
-    kernels = kernels or load("redact.cu")
-    rows, counts = pack_faces(faces)
-    batch, most = rows.shape[:2]
-    descriptors, number = describe_frames(frames), [np.int32(1), np.int32(most)]
-    regions = np.full(batch * most * launch_shapes.REGION_BYTES // 8, np.nan)
-    means = np.full(launch_shapes.mean_values(batch, most, cells), np.nan, np.float32)
-    fills = np.array([code_values(colour, frame) for frame in frames], np.int32)
-    arguments = [descriptors, rows, counts, *number, np.float32(enlarge), np.int32(cells), regions]
-    kernels.launch("find_regions", *launch_shapes.per_face(batch, most), arguments, seed=seed)
-    if method != "solid":
-        arguments = [descriptors, counts, *number, np.int32(cells), regions, means]
-        kernels.launch("cell_means", *launch_shapes.cell_means(batch, most, cells), arguments, seed=seed)
-    flags = [np.int32(METHODS[method]), np.int32(shape == "ellipse")]
-    arguments = [descriptors, counts, *number, np.int32(cells), regions, means, *flags, fills]
-    size = max(f.width for f in frames), max(f.height for f in frames)
-    kernels.launch("redact", *launch_shapes.tiles(batch, *size), arguments, seed=seed)
+class ByKernel:
+    """The references' functions, done by the kernels of a backend; ``seed`` orders its blocks and threads."""
+
+    def __init__(self, backend, seed=0):
+        self.backend = backend
+        self.seed = seed
+
+    def redact(self, frames, faces, *, colour=(0, 0, 0), cells=8, **settings):
+        self._change(frames, faces, redact_scratch, fill_codes(frames, colour), queue_redact, cells=cells, **settings)
+
+    def draw(self, frames, faces, **settings):
+        self._change(frames, faces, draw_scratch, colour_codes(frames), queue_draw, **settings)
+
+    def _change(self, frames, faces, declare_scratch, colours, queue, **settings):
+        backend = self.backend.shuffled(self.seed)
+        rows, counts = pack_faces(faces)
+        there = [backend.frame(frame) for frame in frames]
+        inputs = [backend.upload(v) for v in (record_bytes(describe_frames(there)), rows, counts)]
+        declared = {"cells": settings["cells"]} if "cells" in settings else {}
+        scratch = {n: backend.empty(*v) for n, v in declare_scratch(*rows.shape[:2], **declared).items()}
+        for array in scratch.values():
+            backend.fill(array, 0xFF)  # NaN
+        largest = max(f.width for f in frames), max(f.height for f in frames)
+        colours = backend.upload(colours)
+        queue(backend.device, backend.stream, *inputs, scratch, colours, largest=largest, **settings)
+        for frame, changed in zip(frames, there, strict=True):
+            backend.fetch(changed, frame)
 
 
-def draw_by_kernel(frames, faces, *, thickness=2.0, radius=2.0, kernels=None, seed=0):
-    kernels = kernels or load("draw.cu")
-    rows, counts = pack_faces(faces)
-    batch, most = rows.shape[:2]
-    descriptors = describe_frames(frames)
-    marks = np.full(batch * most * launch_shapes.MARKS_BYTES // 8, np.nan)
-    colours = np.stack([mark_colours(frame, BOX_COLOUR, LANDMARK_COLOURS) for frame in frames])
-    arguments = [
-        descriptors,
-        rows,
-        counts,
-        np.int32(1),
-        np.int32(most),
-        np.float32(thickness),
-        np.float32(radius),
-        marks,
-    ]
-    kernels.launch("find_marks", *launch_shapes.per_face(batch, most), arguments, seed=seed)
-    size = max(f.width for f in frames), max(f.height for f in frames)
-    arguments = [descriptors, counts, np.int32(1), np.int32(most), np.float32(radius), marks, colours]
-    kernels.launch("draw", *launch_shapes.tiles(batch, *size), arguments, seed=seed)
+BACKENDS = ["numpy", "host", pytest.param("cupy", marks=pytest.mark.gpu)]
 
 
-REDACTIONS = pytest.mark.parametrize("do", [redact, redact_by_kernel], ids=["numpy", "host"])
-DRAWINGS = pytest.mark.parametrize("do", [draw_faces, draw_by_kernel], ids=["numpy", "host"])
+@pytest.fixture(scope="module", params=BACKENDS)
+def do(request):
+    """What is tested: the references, and the kernels on each backend."""
+    if request.param == "numpy":
+        yield SimpleNamespace(redact=redact, draw=draw_faces)
+    else:
+        with open_backend(request.param) as backend:
+            yield ByKernel(backend)
 
 
 def flat(name, width, height, y=100, u=60, v=200, **settings_of):
@@ -108,11 +113,10 @@ def units(frame):
 # -- what the references and the kernels do, computed by hand
 
 
-@REDACTIONS
 @pytest.mark.parametrize("name", ["nv12", "p010"])
 def test_a_box_is_filled_and_nothing_else_is_touched(do, name):
     frame = flat(name, 12, 10)
-    do([frame], [faces_with([[3, 2, 7, 5]])], method="solid", shape="box", enlarge=1.0)
+    do.redact([frame], [faces_with([[3, 2, 7, 5]])], method="solid", shape="box", enlarge=1.0)
     y, u, v = units(frame)
     expected = np.full((10, 12), 100.0)
     expected[2:5, 3:7] = 16
@@ -123,22 +127,20 @@ def test_a_box_is_filled_and_nothing_else_is_touched(do, name):
     np.testing.assert_array_equal(v, np.where(cells, 128, 200))
 
 
-@REDACTIONS
 def test_a_turned_picture_is_changed_where_the_upright_box_lies(do):
     for rotation in (90, 180, 270):
         frame = flat("nv12", 30, 20, rotation=rotation)
-        do([frame], [faces_with([[2, 4, 8, 12]])], method="solid", shape="box", enlarge=1.0)
+        do.redact([frame], [faces_with([[2, 4, 8, 12]])], method="solid", shape="box", enlarge=1.0)
         upright = np.rot90(units(frame)[0], rotation // 90)
         expected = np.full(upright.shape, 100.0)
         expected[4:12, 2:8] = 16
         np.testing.assert_array_equal(upright, expected)
 
 
-@REDACTIONS
 def test_mosaic_leaves_the_means_of_whole_cells(do):
     frame = make_frame("nv12", 16, 16, seed=2)
     before = frame.planes[0].astype(float), frame.planes[1].astype(float)
-    do([frame], [faces_with([[4, 4, 12, 12]])], method="mosaic", shape="box", enlarge=1.0, cells=2)
+    do.redact([frame], [faces_with([[4, 4, 12, 12]])], method="mosaic", shape="box", enlarge=1.0, cells=2)
     luma = before[0].copy()
     luma[4:12, 4:12] = before[0][4:12, 4:12].reshape(2, 4, 2, 4).mean((1, 3)).repeat(4, 0).repeat(4, 1)
     chroma = before[1].copy()
@@ -147,53 +149,48 @@ def test_mosaic_leaves_the_means_of_whole_cells(do):
     np.testing.assert_array_equal(frame.planes[1], np.rint(chroma))
 
 
-@REDACTIONS
 def test_blur_keeps_flat_pictures_and_straight_slopes_within_the_grid(do):
     even = flat("p010", 64, 64)
-    do([even], [faces_with([[10, 10, 50, 50]])])
+    do.redact([even], [faces_with([[10, 10, 50, 50]])])
     for found, value in zip(units(even), (100, 60, 200), strict=True):
         assert (found == value).all()
     slope = make_frame("gray", 128, 64)
     slope.planes[0][...] = np.arange(128) + 60
     before = slope.planes[0].copy().astype(int)
-    do([slope], [faces_with([[24, 8, 104, 56]])], shape="box", enlarge=1.0, cells=10)
+    do.redact([slope], [faces_with([[24, 8, 104, 56]])], shape="box", enlarge=1.0, cells=10)
     inner = np.s_[8:56, 36:92]  # a cell and a half from the edges, where means are not repeated
     assert np.abs(slope.planes[0].astype(int) - before)[inner].max() <= 1
 
 
-@REDACTIONS
 @pytest.mark.parametrize("method", ["mosaic", "blur"])
 def test_of_fine_detail_nothing_is_left(do, method):
     frame = make_frame("nv12", 128, 128, content="extremes")
-    do([frame], [faces_with([[16, 16, 112, 112]])], method=method, shape="box", enlarge=1.0, cells=6)
+    do.redact([frame], [faces_with([[16, 16, 112, 112]])], method=method, shape="box", enlarge=1.0, cells=6)
     inner = frame.planes[0][16:112, 16:112].astype(int)
     assert np.abs(inner - 127).max() < 64
     if method == "mosaic":
         assert len(np.unique(inner)) <= 7 * 7
 
 
-@REDACTIONS
 def test_an_ellipse_covers_the_pixels_whose_centres_lie_in_it(do):
     frame = flat("gray", 40, 30)
-    do([frame], [faces_with([[10, 8, 26, 20]])], method="solid", enlarge=1.5)
+    do.redact([frame], [faces_with([[10, 8, 26, 20]])], method="solid", enlarge=1.5)
     y, x = np.mgrid[:30, :40] + 0.5
     inside = ((x - 18) / 12) ** 2 + ((y - 14) / 9) ** 2 <= 1
     np.testing.assert_array_equal(units(frame)[0] == 16, inside)
 
 
-@REDACTIONS
 def test_where_regions_overlap_the_larger_cells_count_and_means_are_the_originals(do):
     frame = make_frame("gray", 64, 64, seed=5)
     before = frame.planes[0].astype(float)
     small, large = [8, 8, 24, 24], [16, 16, 48, 48]
-    do([frame], [faces_with([small, large])], method="mosaic", shape="box", enlarge=1.0, cells=4)
+    do.redact([frame], [faces_with([small, large])], method="mosaic", shape="box", enlarge=1.0, cells=4)
     expected = before.copy()
     expected[8:24, 8:24] = before[8:24, 8:24].reshape(4, 4, 4, 4).mean((1, 3)).repeat(4, 0).repeat(4, 1)
     expected[16:48, 16:48] = before[16:48, 16:48].reshape(4, 8, 4, 8).mean((1, 3)).repeat(8, 0).repeat(8, 1)
     np.testing.assert_array_equal(frame.planes[0], np.rint(expected))
 
 
-@REDACTIONS
 @pytest.mark.parametrize(
     "box",
     [
@@ -210,24 +207,22 @@ def test_boxes_that_cover_no_pixel_change_nothing(do, box):
     frame = make_frame("nv12", 20, 20)
     before = copy_of(frame)
     for method in METHODS:
-        do([frame], [faces_with([box])], method=method, enlarge=1.0)
+        do.redact([frame], [faces_with([box])], method=method, enlarge=1.0)
     for plane, other in zip(frame.planes, before.planes, strict=True):
         np.testing.assert_array_equal(plane, other)
 
 
-@REDACTIONS
 def test_a_box_far_larger_than_the_picture_covers_all_of_it(do):
     for method in METHODS:
         frame = make_frame("nv12", 21, 13, content="extremes")
-        do([frame], [faces_with([[-1e9, -1e9, 1e9, 1e9]])], method=method)
+        do.redact([frame], [faces_with([[-1e9, -1e9, 1e9, 1e9]])], method=method)
         assert len(np.unique(frame.planes[0])) == 1
 
 
-@DRAWINGS
 def test_lines_and_landmarks_are_drawn_with_their_colours(do):
     frame = flat("nv12", 20, 16)
     points = [[4.5, 4.5], [100, 100], [10, 8], [np.nan, 3], [-50, -50]]
-    do([frame], [faces_with([[2, 2, 18, 14]], [points])], thickness=2, radius=1)
+    do.draw([frame], [faces_with([[2, 2, 18, 14]], [points])], thickness=2, radius=1)
     y, u, _ = units(frame)
     eye, nose, box = (code_values(c, frame) for c in (LANDMARK_COLOURS[0], LANDMARK_COLOURS[2], BOX_COLOUR))
     expected = np.full((16, 20), 100.0)
@@ -242,11 +237,10 @@ def test_lines_and_landmarks_are_drawn_with_their_colours(do):
     assert u[3, 6] == 60
 
 
-@DRAWINGS
 def test_the_first_face_is_above_the_second_and_landmarks_above_their_box(do):
     frame = flat("nv12", 20, 20)
     faces = faces_with([[2, 2, 10, 10], [2, 2, 10, 16]], [[[2, 2]] * 5, [[10, 10]] * 5])
-    do([frame], [faces], radius=1.6)
+    do.draw([frame], [faces], radius=1.6)
     luma = units(frame)[0]
     eye, box = (code_values(c, frame)[0] for c in (LANDMARK_COLOURS[0], BOX_COLOUR))
     assert luma[2, 2] == eye
@@ -300,12 +294,12 @@ def pictures_with_faces(draw):
     cells=st.sampled_from([1, 3, 8, 16]),
     seed=st.integers(0, 3),
 )
-def test_redaction_by_the_kernel_is_that_of_the_reference(case, method, shape, enlarge, cells, seed):
+def test_redaction_by_the_kernel_is_that_of_the_reference(backend, case, method, shape, enlarge, cells, seed):
     frame, faces = case
     expected = copy_of(frame)
     chosen = {"method": method, "shape": shape, "enlarge": enlarge, "cells": cells, "colour": (30, 60, 200)}
     redact([expected], [faces], **chosen)
-    redact_by_kernel([frame], [faces], **chosen, seed=seed)
+    ByKernel(backend, seed).redact([frame], [faces], **chosen)
     same(frame, expected, tolerance=1 if method == "blur" else 0)
 
 
@@ -316,11 +310,11 @@ def test_redaction_by_the_kernel_is_that_of_the_reference(case, method, shape, e
     radius=st.sampled_from([0.0, 0.5, 2.0, 2.5, 25.0]),
     seed=st.integers(0, 3),
 )
-def test_drawing_by_the_kernel_is_that_of_the_reference(case, thickness, radius, seed):
+def test_drawing_by_the_kernel_is_that_of_the_reference(backend, case, thickness, radius, seed):
     frame, faces = case
     expected = copy_of(frame)
     draw_faces([expected], [faces], thickness=thickness, radius=radius)
-    draw_by_kernel([frame], [faces], thickness=thickness, radius=radius, seed=seed)
+    ByKernel(backend, seed).draw([frame], [faces], thickness=thickness, radius=radius)
     same(frame, expected)
 
 
@@ -331,16 +325,16 @@ def crowd(count, width, height):
     return faces_with(boxes, corners[:, None] + rng.uniform(0, 30, (count, 5, 2)))
 
 
-@pytest.mark.parametrize(("do", "by_kernel"), [(redact, redact_by_kernel), (draw_faces, draw_by_kernel)])
-def test_a_batch_of_sizes_formats_and_counts_beyond_a_tiles_list(do, by_kernel):
+@pytest.mark.parametrize(("reference", "name"), [(redact, "redact"), (draw_faces, "draw")])
+def test_a_batch_of_sizes_formats_and_counts_beyond_a_tiles_list(backend, reference, name):
     """300 faces touch one tile, whose list holds 256: all are still looked at."""
     frames = [make_frame("nv12", 140, 70), make_frame("p010", 63, 150, rotation=90), make_frame("yuv420p", 5, 5)]
     faces = [crowd(300, 140, 70), crowd(3, 150, 63), crowd(0, 5, 5)]
     expected = [copy_of(frame) for frame in frames]
-    do(expected, faces)
-    by_kernel(frames, faces)
+    reference(expected, faces)
+    getattr(ByKernel(backend), name)(frames, faces)
     for frame, other in zip(frames, expected, strict=True):
-        same(frame, other, tolerance=1 if do is redact else 0)
+        same(frame, other, tolerance=1 if reference is redact else 0)
 
 
 def sanitized_redactions(kernels):
@@ -348,7 +342,7 @@ def sanitized_redactions(kernels):
     for name in SURFACES:
         for method in METHODS:
             frame = tight_frame(name, 35, 21, rotation=90)
-            redact_by_kernel([frame], [crowd(9, 30, 40)], method=method, kernels=kernels)
+            ByKernel(BareBackend(kernels)).redact([frame], [crowd(9, 30, 40)], method=method)
             total += sum(int(plane.sum()) for plane in frame.planes)
     return total
 
@@ -357,7 +351,7 @@ def sanitized_drawings(kernels):
     total = 0
     for name in SURFACES:
         frame = tight_frame(name, 35, 21, rotation=270)
-        draw_by_kernel([frame], [crowd(9, 30, 40)], kernels=kernels)
+        ByKernel(BareBackend(kernels)).draw([frame], [crowd(9, 30, 40)])
         total += sum(int(plane.sum()) for plane in frame.planes)
     return total
 
@@ -372,7 +366,7 @@ def test_no_byte_outside_of_the_planes_is_touched(source, cases):
 
 def racing_case(kernels):
     frame = make_frame("nv12", 20, 10)
-    draw_by_kernel([frame], [crowd(3, 20, 10)], kernels=kernels)
+    ByKernel(BareBackend(kernels)).draw([frame], [crowd(3, 20, 10)])
     return int(frame.planes[0].sum())
 
 

@@ -249,7 +249,28 @@ def test_wild_values_of_a_broken_network_give_finite_boxes_and_no_face_for_nan()
     maps[2][0] = np.nan
     found = decode_fused(maps, SPEC, 32, 32, 0.5, EVERYTHING)
     assert len(found) == SPEC.anchor_count(32, 32) - 1
+    assert found.not_a_number == 1
     assert np.isfinite(found.boxes).all()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.99, 1.0])
+def test_scores_that_are_nan_are_counted_at_any_threshold_and_none_is_a_candidate(threshold):
+    maps = random_maps(3, SPEC, 64, 96)
+    maps[0][[0, 1, 3], [0, 2, 2], [1, 3, 3]] = np.nan  # of two sizes of one cell, and of another cell
+    maps[1][:2, 0, 0] = np.inf  # whose difference is none
+    classic_spec = replace(SPEC, output_layout="classic")
+    with np.errstate(invalid="ignore"):
+        loc, conf, landms = classic_of(maps, SPEC)
+    with np.errstate(invalid="raise"):
+        fused = decode_fused(maps, SPEC, 64, 96, threshold, EVERYTHING)
+    classic = decode_classic(loc, conf, landms, classic_spec, 64, 96, threshold, EVERYTHING)
+    assert (fused.not_a_number, classic.not_a_number) == (4, 4)
+    assert np.isfinite(fused.scores).all()
+    assert np.isfinite(classic.scores).all()
+    if threshold == 0.0:
+        assert len(fused) == len(classic) == SPEC.anchor_count(64, 96) - 4
+    assert to_source(fused, Placement(200, 50, 100, 100, 128, 128)).not_a_number == 4
+    assert merge([fused, classic], 5).not_a_number == 8
 
 
 def test_extreme_logits_give_scores_of_zero_and_one_without_a_warning():

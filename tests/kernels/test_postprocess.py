@@ -1,5 +1,7 @@
 """From outputs of a batch to final faces: merging of passes, clipping, limits, and what lies in the padding."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -139,3 +141,34 @@ def test_faces_drawn_into_the_outputs_come_back_in_source_pixels(policy):
     order = np.lexsort((faces.boxes[:, 0], faces.boxes[:, 1] > 300))
     np.testing.assert_allclose(faces.boxes[order], wanted, atol=0.01)
     np.testing.assert_allclose(faces.landmarks[order][:, 0], (wanted[:, :2] + wanted[:, 2:]) / 2, atol=0.01)
+
+
+def test_a_candidate_with_a_nan_is_counted_and_neither_a_face_nor_in_the_way_of_one():
+    first, second = (0.9, 10, 10, 30, 30), (0.8, 12, 10, 32, 30)  # overlap: the first wins
+    assert faces_of(found(first, second)).scores.tolist() == [pytest.approx(0.9)]
+    for spoil in ("box", "landmark"):
+        candidates_of = found(first, second)
+        if spoil == "box":
+            candidates_of.boxes[0, 3] = np.nan
+        else:
+            candidates_of.landmarks[0, 4, 1] = np.nan
+        faces = faces_of(candidates_of)
+        assert faces.scores.tolist() == [pytest.approx(0.8)]
+        assert faces.not_a_number == 1
+        assert np.isfinite(faces.landmarks).all()
+
+
+def test_values_of_nan_count_among_the_best_candidates_only_and_are_added_to_the_scores_of_nan():
+    passes = [found((0.9, 10, 10, 20, 20), (0.5, 40, 40, 50, 50)), found((0.7, 60, 10, 70, 20), (0.6, 60, 40, 70, 50))]
+    passes[0].landmarks[1] = passes[1].landmarks[1] = np.nan
+    passes = [replace(one, not_a_number=3) for one in passes]
+    whole, cut = faces_of(*passes), faces_of(*passes, limit=3)
+    assert (len(whole), whole.not_a_number, whole.overflow) == (2, 8, False)
+    assert (len(cut), cut.not_a_number, cut.overflow) == (2, 7, True)
+
+
+def test_infinite_landmarks_are_no_nan():
+    candidates_of = found((0.9, 10, 10, 30, 30))
+    candidates_of.landmarks[0, 0] = (np.inf, -np.inf)
+    faces = faces_of(candidates_of)
+    assert (len(faces), faces.not_a_number) == (1, 0)

@@ -1,26 +1,11 @@
-"""Random head maps, and the faces that the CUDA kernels, executed on the host, find in them."""
+"""The faces that the CUDA kernels of a backend find in outputs of a network."""
 
 import numpy as np
-from cuda_host import address_of, check_all_written, load
+from backends import address_on_device, check_all_written
 
 from retinastream.kernels import cuda_faces
 from retinastream.kernels.cuda_faces import FaceLimits, pass_structure, placed_structures, queue_faces
 from retinastream.kernels.sizing import Placement
-
-
-class HostKernels:
-    """The kernels of decode.cu and nms.cu as a ``Launch``; ``threads`` bounds the threads of their blocks."""
-
-    def __init__(self, libraries=None, *, seed=0, threads=1024):
-        self.libraries = libraries or [load("decode.cu"), load("nms.cu")]
-        self.seed = seed
-        self.threads = threads
-
-    def __call__(self, name, grid, block, arguments):
-        library = next(v for v in self.libraries if v.has(name))
-        if block > self.threads and name.startswith("find_"):
-            grid = (grid[0] * (block // self.threads), grid[1])  # each block reads as much less
-        library.launch(name, grid, min(block, self.threads), arguments, seed=self.seed)
 
 
 def placement_of(width, height, spec, scale=1.0):
@@ -36,37 +21,41 @@ def limits_for(spec, placements, **changes):
     return FaceLimits(**({"capacity": capacity} | changes))
 
 
-def faces_on_host(spec, passes, *, threshold, limits, launch=None, layout=None):
-    """Run all kernels over ``passes``, each (outputs, placement) with all frames in its batch.
+def faces_by_kernels(backend, spec, passes, *, threshold, limits, layout=None, frames=None):
+    """Run all kernels over ``passes``, each (outputs, placement).
 
+    ``frames`` say which item of every pass a frame is (see ``placed_structures``), by default the same of each.
     Returns rows (frames, max_faces, 16), counts (frames, 4) and all buffers. Every result is checked to be written.
     """
-    launch = launch or HostKernels()
-    frames = len(passes[0][0][0])
+    there = [[backend.upload(v) for v in outputs] for outputs, _ in passes]
     structures = [
         pass_structure(
             spec,
             placement.padded_height,
             placement.padded_width,
             threshold,
-            [address_of(v) for v in outputs],
+            [address_on_device(v) for v in outputs],
             half=outputs[0].dtype == np.float16,
             number=number,
             layout=layout,
         )
-        for number, (outputs, placement) in enumerate(passes)
+        for number, (outputs, (_, placement)) in enumerate(zip(there, passes, strict=True))
     ]
-    placed = placed_structures([[(item, placement) for _, placement in passes] for item in range(frames)])
-    buffers = {name: np.empty(shape, dtype) for name, (shape, dtype) in limits.buffers(frames).items()}
+    if frames is None:
+        frames = [[(item, placement) for _, placement in passes] for item in range(len(passes[0][0][0]))]
+    placed = backend.upload(placed_structures(frames).view(np.int32).reshape(len(frames), -1))
+    buffers = {name: backend.empty(*declared) for name, declared in limits.buffers(len(frames)).items()}
 
-    def run():
+    def queue():
         for name in ("lists", "ordered", "boxes", "alive", "overlap_bits"):
-            buffers[name].view(np.uint8)[...] = 0xA5
-        buffers["counts"][:, :2] = 0
-        queue_faces(launch, structures, placed, buffers, limits)
+            backend.fill(buffers[name], 0xA5)
+        counts = backend.download(buffers["counts"]).copy()
+        counts[:, :2] = 0  # the others are written without having been read
+        backend.write(buffers["counts"], counts)
+        queue_faces(backend.launcher(), structures, placed, buffers, limits)
 
-    check_all_written(run, buffers["rows"], buffers["counts"])
-    return buffers["rows"], buffers["counts"], buffers
+    rows, counts = check_all_written(backend, queue, buffers["rows"], buffers["counts"])
+    return rows, counts, {name: backend.download(array) for name, array in buffers.items()}
 
 
 def keys_of(buffers, frame=0):

@@ -1,0 +1,5 @@
+"""Lets the tests of the kernels ask for a backend."""
+
+from backends import backend
+
+__all__ = ["backend"]

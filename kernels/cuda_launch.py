@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from retinastream.errors import MissingPackageError, SetupError, UsageError
+import numpy as np
+
+from retinastream.errors import SetupError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +29,9 @@ KERNELS = {
     "redact.cu": ("find_regions", "cell_means", "redact"),
     "draw.cu": ("find_marks", "draw"),
 }
+# What the package gives to the compiler; CuPy adds the include folders of CUDA, -ftz=true and the architecture.
+OPTIONS = ("-std=c++17", f"-I{SOURCES}")
 _SOURCE_OF = {kernel: source for source, kernels in KERNELS.items() for kernel in kernels}
-_STANDARD = "-std=c++17"
 
 
 @cache
@@ -45,28 +49,19 @@ def source_text(source: str) -> str:
 
 
 class CudaKernels:
-    """The kernels on the current CUDA device, as a ``Launch``; queued on the current CuPy stream.
+    """The kernels on the CUDA device that is current, as a ``Launch``; queued on the current CuPy stream.
 
-    CuPy arrays become pointers, NumPy scalars and arrays of one element (structures) go by value. SetupError where
-    CuPy or its compiler is missing or the device cannot run the kernels.
+    The device must be current at every call. SetupError where CuPy's compiler is missing or the device cannot run the
+    kernels.
     """
 
-    def __init__(self) -> None:
-        try:
-            import cupy
-        except ImportError as error:
-            raise MissingPackageError(
-                "CuPy is not installed, and the CUDA kernels run through it; "
-                "pip install 'retinastream[gpu-cu13]', or [gpu-cu12] with a driver for CUDA 12"
-            ) from error
+    def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
-        self.options = (_STANDARD, f"-I{SOURCES}")
+        self.options = OPTIONS
+        self.architecture = f"sm_{cupy.cuda.Device().compute_capability}"
         self._modules: dict[str, Any] = {}
         self._functions: dict[str, Any] = {}
-        try:
-            self.architecture = f"sm_{cupy.cuda.Device().compute_capability}"
-        except cupy.cuda.runtime.CUDARuntimeError as error:
-            raise SetupError(f"there is no usable CUDA device: {error}; run with --device cpu") from error
+        self._compiling = threading.Lock()
 
     def __call__(
         self,
@@ -77,31 +72,61 @@ class CudaKernels:
         *,
         shared: int = 0,
     ) -> None:
-        """Queue kernel ``name`` with ``shared`` bytes of dynamic shared memory."""
-        if name not in self._functions:
-            self._functions[name] = self._function(name)
+        """Queue kernel ``name`` with ``shared`` bytes of dynamic shared memory.
+
+        Device arrays, C-contiguous, become pointers; NumPy scalars, structures and arrays without a dimension go by
+        value. TypeError for anything else: a number of Python has no size that a kernel could count on.
+        """
+        function = self._functions.get(name) or self._function(name)
         threads = (block,) if isinstance(block, int) else block
-        self._functions[name](grid, threads, tuple(arguments), shared_mem=shared)
+        function(grid, threads, tuple(map(self._argument, arguments)), shared_mem=shared)
 
     def compile_all(self) -> None:
         """Compile every source now rather than at its first launch: a CUDA graph must not capture that."""
-        for kernels in KERNELS.values():
-            for name in kernels:
-                self._functions.setdefault(name, self._function(name))
+        for name in _SOURCE_OF:
+            self._function(name)
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, self._cupy.ndarray):
+            if not value.flags.c_contiguous:
+                raise TypeError(f"a kernel was given an array {value.shape} with gaps; pass its base and a pitch")
+            return value
+        if isinstance(value, np.ndarray) and value.ndim:
+            raise TypeError(f"a kernel was given an array {value.shape} in host memory; copy it to the device first")
+        if isinstance(value, np.void):
+            return np.asarray(value)
+        if isinstance(value, np.generic | np.ndarray):
+            return value
+        interface = getattr(value, "__cuda_array_interface__", None)
+        if interface is None:
+            raise TypeError(f"a kernel was given {value!r}; expected a device array, NumPy scalar or structure")
+        return np.uint64(interface["data"][0])
 
     def _function(self, name: str) -> Any:
         source = _SOURCE_OF.get(name)
         if source is None:
             raise UsageError(f"there is no CUDA kernel {name!r}; known are {', '.join(sorted(_SOURCE_OF))}")
-        if source not in self._modules:
-            logger.info("CUDA kernels of %s for %s, options %s", source, self.architecture, " ".join(self.options))
-            module = self._cupy.RawModule(code=source_text(source), options=self.options, backend="nvrtc")
-            try:
-                module.compile()
-            except self._cupy.cuda.compiler.CompileException as error:
-                raise SetupError(
-                    f"{source} does not compile for {self.architecture}: {error}; check that the CUDA major version of "
-                    "CuPy is the driver's, and that its headers are there (pip install 'retinastream[gpu-cu13]')"
-                ) from error
-            self._modules[source] = module
-        return self._modules[source].get_function(name)
+        with self._compiling:
+            if source not in self._modules:
+                self._modules[source] = self._compile(source)
+            if name not in self._functions:
+                self._functions[name] = self._modules[source].get_function(name)
+            return self._functions[name]
+
+    def _compile(self, source: str) -> Any:
+        logger.info("CUDA kernels of %s for %s, options %s", source, self.architecture, " ".join(self.options))
+        module = self._cupy.RawModule(code=source_text(source), options=self.options, backend="nvrtc")
+        try:
+            module.compile()
+        except (self._cupy.cuda.compiler.CompileException, RuntimeError) as error:
+            raise SetupError(
+                f"{source} does not compile for {self.architecture}: {str(error).strip()[:2000]}; check that CuPy came "
+                "with its compiler and headers (pip install 'retinastream[gpu-cu13]', or [gpu-cu12] with a driver for "
+                "CUDA 12), and that CUDA_PATH, if set, is of the same CUDA version"
+            ) from error
+        except OSError as error:
+            raise SetupError(
+                f"CuPy cannot keep the compiled kernels: {error}; set CUPY_CACHE_DIR to a folder that can be written, "
+                "or CUPY_CACHE_IN_MEMORY=1"
+            ) from error
+        return module

@@ -1,4 +1,4 @@
-"""The GPU: driver, devices and video engines. This version detects on the CPU; only the encoder of video uses a GPU."""
+"""The GPU: driver, devices, CuPy and the engines for video."""
 
 from __future__ import annotations
 
@@ -6,42 +6,30 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from retinastream.diagnosis.finding import Finding
-from retinastream.diagnosis.nvidia_driver import (
-    CUDA_LIBRARY,
-    DECODE_LIBRARY,
-    ENCODE_LIBRARY,
-    DriverReport,
-    Gpu,
-    read_driver,
-)
+from retinastream.diagnosis.finding import Finding, Status
+from retinastream.diagnosis.nvidia_driver import DECODE_LIBRARY, ENCODE_LIBRARY, DriverReport, read_driver
+from retinastream.errors import MissingPackageError, SetupError
+from retinastream.kernels.cuda_driver import DeviceFacts, DriverState
+from retinastream.kernels.cupy_package import load_cupy
 
 _AREA = "gpu"
 _CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 _CAPABILITIES = "NVIDIA_DRIVER_CAPABILITIES=compute,video,utility"
 
-# CUresult codes whose cause and cure differ.
-_REMEDIES = {
-    35: "install a newer NVIDIA driver",
-    100: "no GPU is visible to this process: check CUDA_VISIBLE_DEVICES, and in a container --gpus all",
-    802: "the GPUs are still starting up, or the NVIDIA fabric manager is not running: start it, or wait",
-    803: "the driver's library and its kernel module differ in version: restart after a driver update",
-    804: "the CUDA compatibility package does not serve this GPU: remove it from the library path",
-    999: "restart the machine, or load the module nvidia_uvm (a suspend and resume can leave it unusable)",
-}
-
 
 def check_gpu() -> Iterator[Finding]:
-    """Look at the NVIDIA driver, its GPUs and its libraries for decoding and encoding video."""
+    """Look at the NVIDIA driver, its GPUs, CuPy, and the libraries for decoding and encoding video."""
     report = read_driver()
-    if not report.has_cuda:
+    if not report.state.is_installed:
         yield _no_driver(report)
         return
     yield _driver(report)
-    yield from (_device(gpu) for gpu in report.gpus)
-    if report.gpus:
-        yield _library("nvdec", DECODE_LIBRARY, report.has_decode, "video decoding on the GPU")
-        yield _library("nvenc", ENCODE_LIBRARY, report.has_encode, "video encoding on the GPU")
+    if not report.state.devices:
+        return
+    yield from (_device(facts) for facts in report.state.devices)
+    yield _cupy(report.state)
+    yield _library("nvdec", DECODE_LIBRARY, report.has_decode, "video decoding on the GPU")
+    yield _library("nvenc", ENCODE_LIBRARY, report.has_encode, "video encoding on the GPU")
 
 
 def is_container() -> bool:
@@ -50,30 +38,41 @@ def is_container() -> bool:
 
 
 def _no_driver(report: DriverReport) -> Finding:
-    remedy = "nothing to do: this version detects on the CPU; for a GPU install the NVIDIA driver"
+    remedy = "nothing to do for detection on the CPU; for a GPU install the NVIDIA driver"
     if is_container():
         remedy += f", and start the container with --gpus all and -e {_CAPABILITIES}"
-    detail = f"none usable: {CUDA_LIBRARY} does not load"
-    if report.version is not None:
-        detail += f", although the kernel module {report.version} is there"
+    detail = report.state.problem
+    if report.release is not None:
+        detail += f", although the kernel module {report.release} is there"
     return Finding(_AREA, "driver", "missing", detail, remedy)
 
 
 def _driver(report: DriverReport) -> Finding:
-    known = [f"version {report.version}"] if report.version else []
-    known += [f"serves CUDA up to {report.cuda[0]}.{report.cuda[1]}"] if report.cuda else []
+    state = report.state
+    known = [f"version {report.release}"] if report.release else []
+    known += [f"serves CUDA up to {state.version[0]}.{state.version[1]}"] if state.version else []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     known += [f"CUDA_VISIBLE_DEVICES={visible}"] if visible is not None else []
-    if report.problem:
-        remedy = _REMEDIES.get(report.code, "see whether nvidia-smi lists a GPU; reinstall the driver if it does not")
-        detail = "; ".join([report.problem, *known])
-        return Finding(_AREA, "driver", "warning", detail, f"{remedy} (detection on the CPU is not affected)")
+    if state.error is not None:
+        detail = "; ".join([state.problem, *known])
+        return Finding(_AREA, "driver", "warning", detail, f"{state.remedy} (detection on the CPU is not affected)")
     return Finding(_AREA, "driver", "ok", ", ".join(known) or "loads")
 
 
-def _device(gpu: Gpu) -> Finding:
-    detail = f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}, {gpu.memory / 2**30:.1f} GiB"
-    return Finding(_AREA, f"cuda:{gpu.index}", "ok", f"{detail} (not used for detection by this version)")
+def _device(facts: DeviceFacts) -> Finding:
+    capability = ".".join(map(str, facts.compute_capability))
+    detail = f"{facts.name}, compute capability {capability}, {facts.total_memory / 2**30:.1f} GiB"
+    return Finding(_AREA, f"cuda:{facts.index}", "ok", f"{detail}, {facts.multiprocessors} multiprocessors")
+
+
+def _cupy(state: DriverState) -> Finding:
+    try:
+        cupy = load_cupy(state.version)
+    except SetupError as error:
+        problem, _, remedy = str(error).partition("; ")
+        status: Status = "missing" if isinstance(error, MissingPackageError) else "warning"
+        return Finding(_AREA, "cupy", status, f"{problem} (needed for detection on the GPU)", remedy)
+    return Finding(_AREA, "cupy", "ok", f"{cupy.__version__} loads and goes with the driver")
 
 
 def _library(name: str, library: str, is_there: bool, purpose: str) -> Finding:

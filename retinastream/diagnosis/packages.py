@@ -37,22 +37,22 @@ class _Optional(NamedTuple):
     extra: str
 
 
-_NOT_YET = "for GPUs, which this version does not use yet"
+_NOT_YET = "not used by this version yet"
 _OPTIONAL = (
-    _Optional("torch", ("torch",), "exports .pth checkpoints", "'retinastream[export]'"),
+    _Optional("torch", ("torch",), "exports .pth checkpoints; a runtime for GPUs", "'retinastream[export]'"),
     _Optional("onnx", ("onnx",), "exports .pth checkpoints", "'retinastream[export]'"),
     _Optional("supervision", ("supervision",), "Faces.to_supervision()", "'retinastream[supervision]'"),
     _Optional(
         "cupy",
         ("cupy-cuda13x", "cupy-cuda12x", "cupy"),
-        _NOT_YET,
+        "runs the kernels on a GPU",
         "'retinastream[gpu-cu13]' or 'retinastream[gpu-cu12]'",
     ),
     _Optional(
         "tensorrt",
         ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-        _NOT_YET,
-        "'retinastream[gpu-cu13]' or 'retinastream[gpu-cu12]'",
+        "the fastest runtime on a GPU",
+        "'retinastream[tensorrt-cu13]' or 'retinastream[tensorrt-cu12]'",
     ),
     _Optional("pycuda", ("pycuda",), _NOT_YET, "'retinastream[pycuda]'"),
 )

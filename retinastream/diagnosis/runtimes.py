@@ -1,4 +1,4 @@
-"""The runtimes that execute the network: loaded for real, and which of them a run would choose."""
+"""The runtimes that execute the network: loaded for real, and which of them a run would choose, and on what device."""
 
 from __future__ import annotations
 
@@ -20,11 +20,25 @@ class _Runtime(NamedTuple):
 
 
 def check_runtimes() -> Iterator[Finding]:
-    """Look at OpenVINO and ONNX Runtime, and at the choice between them."""
-    # In the order of preference of ``--runtime auto``.
+    """Look at OpenVINO and ONNX Runtime, at the choice between them, and at the device that a run would take."""
+    # In the order of preference of ``--runtime auto`` on the CPU.
     runtimes = [_openvino(), _onnxruntime()]
     yield from (runtime.finding for runtime in runtimes)
     yield _choice(runtimes)
+    yield _device()
+
+
+def _device() -> Finding:
+    """Say what ``--device auto`` means here; where a driver works, this imports CuPy and the runtime for GPUs."""
+    from retinastream.engines.gpu_readiness import Obstacle, examine_gpu
+
+    found = examine_gpu(None)
+    if not isinstance(found, Obstacle):
+        return Finding(_AREA, "device", "ok", f"cuda:{found.index} ({found.name}) by {found.runtime}")
+    if not found.is_surprise:
+        return Finding(_AREA, "device", "ok", f"cpu: {found.brief or found.problem}")
+    remedy = "do what is said there; --require gpu makes a run stop instead of taking the CPU"
+    return Finding(_AREA, "device", "warning", f"cpu, although there seems to be a GPU: {found.problem}", remedy)
 
 
 def _openvino() -> _Runtime:

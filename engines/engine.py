@@ -10,7 +10,6 @@ import numpy.typing as npt
 from retinastream.models.onnx_file import OnnxModel
 
 InputKind = Literal["bgr-u8-nhwc", "float-nchw"]
-Precision = Literal["f32", "bf16", "fp16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)

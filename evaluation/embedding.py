@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from retinastream.engines.cpu import cpu_count
-from retinastream.engines.select import RUNTIMES
 from retinastream.errors import MissingPackageError, ModelError, UsageError
 from retinastream.kernels.align import ARCFACE_SIZE
 from retinastream.models.onnx_graph import FLOAT, OnnxGraph, Tensor, file_sha256, read_graph
@@ -24,6 +23,7 @@ Normalisation = Literal["arcface", "imagenet", "none"]
 Forward = Callable[[Float32], npt.NDArray[Any]]
 
 NORMALISATIONS: tuple[str, ...] = get_args(Normalisation)
+RUNTIMES = ("auto", "openvino", "onnxruntime")
 # (mean, scale) per channel R, G, B of values 0..255. "arcface" is (x - 127.5) / 127.5; networks that were trained with
 # a divisor of 128 see the same picture to 0.4 %.
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from retinastream.errors import ModelError
+from retinastream.models.protobuf_wire import WireError, as_integer, as_message, as_text, fields
 
 FLOAT = 1
+FLOAT16 = 10
 ELEMENT_TYPES = {
     1: "float32",
     2: "uint8",
@@ -58,10 +59,6 @@ class OnnxGraph:
     external: list[str] = field(default_factory=list)
 
 
-class _WireError(ValueError):
-    """The bytes are not a protocol buffer."""
-
-
 def read_graph(path: Path) -> OnnxGraph:
     """Read the declarations of the ONNX file at ``path``.
 
@@ -87,7 +84,7 @@ def _parse(path: Path, view: memoryview) -> OnnxGraph:
         raise ModelError(f"{path} is a PyTorch file, not ONNX; {_EXPORT_HINT}")
     try:
         graph = _model(view)
-    except (_WireError, UnicodeDecodeError) as error:
+    except (WireError, UnicodeDecodeError) as error:
         raise ModelError(
             f"{path} ({len(view)} bytes) is not a complete ONNX file: {error}; if it was downloaded, fetch it again, "
             f"else {_EXPORT_HINT}"
@@ -109,49 +106,49 @@ def file_sha256(path: Path, *, external: list[str] | None = None) -> str:
 
 def _model(view: memoryview) -> OnnxGraph:
     graph = OnnxGraph()
-    for number, value in _fields(view):
+    for number, value in fields(view):
         if number == 2:
-            graph.producer = _text(value) + graph.producer
+            graph.producer = as_text(value) + graph.producer
         elif number == 3:
-            graph.producer += f" {_text(value)}"
+            graph.producer += f" {as_text(value)}"
         elif number == 7:
-            _read_graph_body(_message(value), graph)
+            _read_graph_body(as_message(value), graph)
         elif number == 8:
-            entry = dict(_fields(_message(value)))
-            if not entry.get(1) or _text(entry[1]) in ("", "ai.onnx"):
-                graph.opset = _integer(entry.get(2, 0))
+            entry = dict(fields(as_message(value)))
+            if not entry.get(1) or as_text(entry[1]) in ("", "ai.onnx"):
+                graph.opset = as_integer(entry.get(2, 0))
         elif number == 14:
-            key, text = _pair(_message(value))
+            key, text = _pair(as_message(value))
             graph.metadata[key] = text
     return graph
 
 
 def _read_graph_body(view: memoryview, graph: OnnxGraph) -> None:
     initialisers: set[str] = set()
-    for number, value in _fields(view):
+    for number, value in fields(view):
         if number == 1:
-            entry = {n: v for n, v in _fields(_message(value)) if n == 4}
-            graph.operators[_text(entry.get(4, memoryview(b"")))] += 1
+            entry = {n: v for n, v in fields(as_message(value)) if n == 4}
+            graph.operators[as_text(entry.get(4, memoryview(b"")))] += 1
         elif number == 5:
-            name, location = _initialiser(_message(value))
+            name, location = _initialiser(as_message(value))
             initialisers.add(name)
             if location and location not in graph.external:
                 graph.external.append(location)
         elif number == 11:
-            graph.inputs.append(_tensor(_message(value)))
+            graph.inputs.append(_tensor(as_message(value)))
         elif number == 12:
-            graph.outputs.append(_tensor(_message(value)))
+            graph.outputs.append(_tensor(as_message(value)))
     # Before IR version 4 weights had to be listed among the inputs as well.
     graph.inputs = [tensor for tensor in graph.inputs if tensor.name not in initialisers]
 
 
 def _initialiser(view: memoryview) -> tuple[str, str]:
     name, location = "", ""
-    for number, value in _fields(view):
+    for number, value in fields(view):
         if number == 8:
-            name = _text(value)
+            name = as_text(value)
         elif number == 13:
-            key, text = _pair(_message(value))
+            key, text = _pair(as_message(value))
             location = text if key == "location" else location
     return name, location
 
@@ -159,87 +156,34 @@ def _initialiser(view: memoryview) -> tuple[str, str]:
 def _tensor(view: memoryview) -> Tensor:
     name, element_type = "", 0
     shape: tuple[int | None, ...] | None = None
-    for number, value in _fields(view):
+    for number, value in fields(view):
         if number == 1:
-            name = _text(value)
+            name = as_text(value)
         elif number == 2:
-            for kind, tensor_type in _fields(_message(value)):
+            for kind, tensor_type in fields(as_message(value)):
                 if kind == 1:
-                    element_type, shape = _tensor_type(_message(tensor_type))
+                    element_type, shape = _tensor_type(as_message(tensor_type))
     return Tensor(name, element_type, shape)
 
 
 def _tensor_type(view: memoryview) -> tuple[int, tuple[int | None, ...] | None]:
     element_type = 0
     shape: tuple[int | None, ...] | None = None
-    for number, value in _fields(view):
+    for number, value in fields(view):
         if number == 1:
-            element_type = _integer(value)
+            element_type = as_integer(value)
         elif number == 2:
-            dims = [dict(_fields(_message(dim))) for n, dim in _fields(_message(value)) if n == 1]
+            dims = [dict(fields(as_message(dim))) for n, dim in fields(as_message(value)) if n == 1]
             shape = tuple(_size(dim.get(1)) for dim in dims)
     return element_type, shape
 
 
 def _size(value: int | memoryview | None) -> int | None:
     """Return a declared size; exporters write 0 and -1 (as an unsigned number) for sizes that vary."""
-    size = None if value is None else _integer(value)
+    size = None if value is None else as_integer(value)
     return size if size is not None and 0 < size < 1 << 40 else None
 
 
 def _pair(view: memoryview) -> tuple[str, str]:
-    entry = dict(_fields(view))
-    return _text(entry.get(1, memoryview(b""))), _text(entry.get(2, memoryview(b"")))
-
-
-def _fields(view: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield (field number, value) of a message: numbers as int, everything with a length as a view of the bytes."""
-    position, end = 0, len(view)
-    while position < end:
-        tag, position = _varint(view, position)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == 0:
-            value, position = _varint(view, position)
-            yield number, value
-            continue
-        if wire_type == 2:
-            length, position = _varint(view, position)
-        elif wire_type in (1, 5):
-            length = 8 if wire_type == 1 else 4
-        else:
-            raise _WireError(f"byte {position - 1} is not a field of a model")
-        if position + length > end:
-            raise _WireError(f"{position + length - end} bytes are missing at its end")
-        if number == 0:
-            raise _WireError("it holds a field numbered 0")
-        yield number, view[position : position + length]
-        position += length
-
-
-def _varint(view: memoryview, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(view):
-            raise _WireError("it ends inside a number")
-        byte = view[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise _WireError("it holds a number longer than 64 bits")
-
-
-def _message(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
-        raise _WireError("a number stands where a message belongs")
-    return value
-
-
-def _integer(value: int | memoryview) -> int:
-    if not isinstance(value, int):
-        raise _WireError("a message stands where a number belongs")
-    return value
-
-
-def _text(value: int | memoryview) -> str:
-    return str(_message(value), "utf-8")
+    entry = dict(fields(view))
+    return as_text(entry.get(1, memoryview(b""))), as_text(entry.get(2, memoryview(b"")))

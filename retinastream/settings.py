@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from retinastream.engines.runtime_table import Precision, Runtime
 from retinastream.errors import InputError, UsageError
 
 ENVIRONMENT_PREFIX = "RETINASTREAM_"
@@ -20,6 +21,27 @@ ENVIRONMENT_PREFIX = "RETINASTREAM_"
 _RESERVED = {"RETINASTREAM_CACHE", "RETINASTREAM_TEST_DATA"}
 
 Format = Literal["jsonl", "csv", "wider", "coco"]
+
+
+def device_field() -> Any:
+    """Describe the setting ``device``, which the evaluation has, too."""
+    return Field("auto", description="auto | cpu | cuda | cuda:N. auto: a GPU where one can be used.")
+
+
+def require_field() -> Any:
+    """Describe the setting ``require``."""
+    return Field(None, description="gpu: fail rather than run on the CPU.")
+
+
+def runtime_field() -> Any:
+    """Describe the setting ``runtime``."""
+    return Field("auto", description="CPU: auto | openvino | onnxruntime | torch. GPU: auto | tensorrt | torch.")
+
+
+def precision_field() -> Any:
+    """Describe the setting ``precision``."""
+    text = "CPU: f32 | bf16 (with AVX512-BF16 or AMX), default f32. GPU: fp16 | f32 | bf16 | int8, default fp16."
+    return Field(None, description=text)
 
 
 class DetectSettings(BaseModel):
@@ -36,11 +58,16 @@ class DetectSettings(BaseModel):
     clip: bool = Field(True, description="Cut boxes at the borders of the picture.")
     classic_nms: bool = Field(False, description="Count widths as x2 - x1 + 1 in NMS, as older code does.")
 
-    device: str = Field("auto", description="auto | cpu.")
-    runtime: Literal["auto", "openvino", "onnxruntime"] = Field("auto", description="auto | openvino | onnxruntime.")
-    precision: Literal["f32", "bf16"] | None = Field(None, description="f32 | bf16 (needs AVX512-BF16 or AMX).")
+    device: str = device_field()
+    require: Literal["gpu"] | None = require_field()
+    runtime: Runtime = runtime_field()
+    precision: Precision | None = precision_field()
     threads: int = Field(0, ge=0, le=1024, description="Processors for the network; 0: all that are usable.")
-    streams: int = Field(0, ge=0, le=256, description="Networks that run side by side; 0: chosen for throughput.")
+    streams: int = Field(
+        0, ge=0, le=256, description="Networks that run side by side; 0: chosen for throughput. GPU: 0 is 3, at most 4."
+    )
+    cuda_graph: bool = Field(True, description="GPU: record the work of a batch once and replay it.")
+    torch_compile: bool = Field(False, description="GPU, runtime torch: let torch write kernels first (minutes).")
     decode_threads: int = Field(0, ge=0, le=256, description="Threads of the video decoder; 0: chosen by the decoder.")
     batch: int = Field(1, ge=1, le=64, description="Frames that go through the network at once.")
 

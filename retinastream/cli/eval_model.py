@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retinastream.cli.options import parameters
+from retinastream.engines.runtime_table import Precision, Runtime
 from retinastream.errors import UsageError
+from retinastream.settings import device_field, precision_field, require_field, runtime_field
 
 if TYPE_CHECKING:
     from retinastream.engines.engine import EngineInfo
@@ -32,9 +34,10 @@ class EvalModel(BaseModel):
     clip: bool = Field(False, description="Cut boxes at the borders of the picture; by default they are left whole.")
     tta: bool = Field(False, description="Look at five sizes and their mirror images, with box voting. Slow.")
 
-    device: str = Field("auto", description="auto | cpu.")
-    runtime: Literal["auto", "openvino", "onnxruntime"] = Field("auto", description="auto | openvino | onnxruntime.")
-    precision: Literal["f32", "bf16"] | None = Field(None, description="f32 | bf16 (needs AVX512-BF16 or AMX).")
+    device: str = device_field()
+    require: Literal["gpu"] | None = require_field()
+    runtime: Runtime = runtime_field()
+    precision: Precision | None = precision_field()
     threads: int = Field(0, ge=0, le=1024, description="Processors for the network; 0: all that are usable.")
     batch: int = Field(1, ge=1, le=64, description="Pictures of one size that go through the network at once.")
 

@@ -87,8 +87,9 @@ def verify(
     size: Annotated[str, typer.Option("--size", "-s", help="Size policy of the detector.")] = "auto",
     threshold: Annotated[float, typer.Option(help="Lowest score of a face.")] = 0.5,
     spec: Annotated[str | None, typer.Option(help="A spec name or file, for detectors that do not say theirs.")] = None,
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N, of the detector.")] = "auto",
     runtime: Annotated[str, typer.Option(help="auto | openvino | onnxruntime, for both networks.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="f32 | bf16, of the detector.")] = None,
+    precision: Annotated[str | None, typer.Option(help="As for detect, of the detector.")] = None,
     threads: Annotated[int, typer.Option(help="Processors; 0: all.")] = 0,
     output: Annotated[
         Path | None,
@@ -120,6 +121,7 @@ def verify(
             model,
             size=size,
             threshold=threshold,
+            device=device,
             runtime=runtime,
             precision=precision,
             threads=threads,

@@ -14,7 +14,18 @@ from pydantic.fields import FieldInfo
 _SHORT = {"model": "-m", "output": "-o", "size": "-s"}
 _PANELS = {
     "Model": ("model", "spec", "size", "threshold", "iou", "max_faces", "clip", "classic_nms", "tta"),
-    "Machine": ("device", "runtime", "precision", "threads", "streams", "decode_threads", "batch"),
+    "Machine": (
+        "device",
+        "require",
+        "runtime",
+        "precision",
+        "threads",
+        "streams",
+        "decode_threads",
+        "batch",
+        "cuda_graph",
+        "torch_compile",
+    ),
     "Selection": ("start", "end", "stride", "max_frames", "recursive"),
     "Output": ("output", "format", "annotate", "overwrite"),
 }

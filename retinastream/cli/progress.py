@@ -157,11 +157,12 @@ def make_observer(*, quiet: bool, inputs: int) -> QuietObserver:
 
 
 def describe_run(facts: dict[str, Any]) -> str:
-    """One sentence: model, runtime, precision, device, threads, size policy."""
+    """One sentence: model, runtime, precision, device, threads (of a CPU), streams, size policy, and why."""
+    threads = f"{_count(facts['threads'], 'thread')}, " if facts["threads"] else ""
     return (
         f"model {facts['model']} (sha256 {facts['model_sha256'][:12]}), size {facts['size_policy']}; "
         f"{facts['runtime']} {facts['runtime_version']} {facts['precision']} on {facts['device']} "
-        f"({facts['device_name']}, {_count(facts['threads'], 'thread')}, {_count(facts['streams'], 'stream')}): "
+        f"({facts['device_name']}, {threads}{_count(facts['streams'], 'stream')}): "
         f"{facts['runtime_reason']}"
     )
 

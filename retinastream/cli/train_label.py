@@ -54,8 +54,9 @@ def label(
     augmented: Annotated[
         bool, typer.Option("--augmented", help="Look in five sizes and mirrored, and vote; slow, finds more.")
     ] = False,
-    runtime: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="f32 or bf16.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    runtime: Annotated[str, typer.Option(help="As for detect, such as openvino or tensorrt.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="As for detect, such as f32, bf16 or fp16.")] = None,
     threads: Annotated[int, typer.Option(help="Processors to use; 0: all.")] = 0,
     batch: Annotated[int, typer.Option(help="Pictures of one size that go through the network together.")] = 1,
     spec: Annotated[str | None, typer.Option(help="A spec name or file, for models that do not say theirs.")] = None,
@@ -82,7 +83,13 @@ def label(
         found = _unlabelled(pictures, missing_limit)
     else:
         found = _labelled(pictures, images, format, missing_limit)
-    settings = {"threshold": ignore_above, "runtime": runtime, "precision": precision, "threads": threads}
+    settings = {
+        "threshold": ignore_above,
+        "device": device,
+        "runtime": runtime,
+        "precision": precision,
+        "threads": threads,
+    }
     with _detector(teacher, spec, augmented, size, batch, settings) as detector, _progress() as report:
         labelled = label_with_teacher(found, detector, recipe, batch=batch, progress=report)
     write_pack(labelled, output)

@@ -20,7 +20,7 @@ def installed(runtime):
     return runtime
 
 
-@pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
+@pytest.fixture(scope="module", params=["openvino", "onnxruntime", "torch"])
 def runtime(request):
     return installed(request.param)
 
@@ -52,9 +52,10 @@ def picture_of(seed, batch, height, width):
 
 
 @pytest.mark.parametrize("layout", ["fused", "classic"])
-def test_both_runtimes_compute_the_same(tiny_model, layout):
+@pytest.mark.parametrize("compared", ["openvino", "torch"])
+def test_all_runtimes_compute_the_same(tiny_model, layout, compared):
     model = read_onnx(tiny_model[layout])
-    ours = create_engine(model, runtime=installed("openvino"), threads=2)
+    ours = create_engine(model, runtime=installed(compared), threads=2)
     theirs = create_engine(model, runtime=installed("onnxruntime"), threads=2)
     for seed, size in enumerate(SIZES):
         picture = picture_of(seed, *size)
@@ -145,7 +146,7 @@ def test_an_engine_says_what_it_is(engine, runtime):
     assert (info.runtime, info.device, info.precision, info.threads, info.streams) == (runtime, "cpu", "f32", 2, 1)
     assert info.runtime_version[0].isdigit()
     assert info.device_name
-    assert info.reason == "asked for"
+    assert info.reason == f"runtime {runtime} was asked for"
 
 
 def test_zero_threads_means_every_processor_this_process_may_use(runtime, tiny_model):
@@ -158,12 +159,15 @@ def test_zero_threads_means_every_processor_this_process_may_use(runtime, tiny_m
     [
         pytest.param({"runtime": "tensorflow"}, UsageError, "auto, openvino, onnxruntime", id="an unknown runtime"),
         pytest.param({"device": "tpu"}, UsageError, "allowed are auto, cpu", id="an unknown device"),
-        pytest.param({"device": "cuda"}, SetupError, "--device cpu", id="a GPU, which this version cannot drive"),
+        pytest.param({"device": "cuda"}, SetupError, "--device cpu", id="a GPU, which is driven elsewhere"),
         pytest.param({"device": "cuda:1"}, SetupError, "'cuda:1'", id="a numbered GPU"),
         pytest.param({"runtime": "openvino", "precision": "fp8"}, UsageError, "f32 and bf16", id="unknown precision"),
         pytest.param(
             {"runtime": "onnxruntime", "precision": "bf16"}, UsageError, "allowed is f32", id="bf16 elsewhere"
         ),
+        pytest.param({"runtime": "torch", "precision": "bf16"}, UsageError, "allowed is f32", id="bf16 in torch"),
+        pytest.param({"runtime": "openvino", "precision": "fp16"}, UsageError, "torch on a GPU", id="fp16 on a CPU"),
+        pytest.param({"runtime": "tensorrt"}, UsageError, "does not run on the CPU", id="a runtime of GPUs"),
         pytest.param({"threads": -1}, UsageError, "0 or more", id="negative threads"),
         pytest.param({"threads": "2"}, UsageError, "whole number", id="threads as text"),
         pytest.param({"streams": -1}, UsageError, "0 or more", id="negative streams"),
@@ -171,7 +175,7 @@ def test_zero_threads_means_every_processor_this_process_may_use(runtime, tiny_m
     ],
 )
 def test_wrong_values_are_refused_and_the_allowed_ones_named(tiny_model, values, error, says):
-    if values.get("runtime") in ("openvino", "onnxruntime"):
+    if values.get("runtime") in ("openvino", "onnxruntime", "torch"):
         installed(values["runtime"])
     with pytest.raises(error) as caught:
         create_engine(read_onnx(tiny_model["fused"]), **values)
@@ -214,7 +218,7 @@ def test_fast_bf16_is_read_from_the_instruction_sets(monkeypatch, flags, fast):
     assert cpu.has_fast_bf16() is fast
 
 
-@pytest.mark.parametrize("missing", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("missing", ["openvino", "onnxruntime", "torch"])
 def test_a_runtime_that_is_not_installed_is_named_with_how_to_get_it(tiny_model, monkeypatch, missing):
     monkeypatch.setitem(__import__("sys").modules, missing, None)
     with pytest.raises(MissingPackageError, match=rf"{missing} is not installed: pip install"):

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, overload
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +19,7 @@ from retinastream.engines.engine import EngineInfo
 from retinastream.errors import UsageError
 from retinastream.evaluation.box_voting import vote
 from retinastream.kernels.colour import to_bgr
+from retinastream.kernels.preprocess import resize_bgr
 from retinastream.models.spec import DetectorSpec
 from retinastream.pipeline.detector import Detector
 from retinastream.types import Faces, Frame
@@ -232,13 +232,12 @@ def _size_at(scale: int, width: int, height: int, max_pixels: int) -> tuple[int,
 
 
 def _resample(picture: Picture, width: int, height: int) -> Picture:
-    """Resample as ``kernels.preprocess`` defines it: means from a reduction by 2 on, bilinear otherwise."""
-    rows, columns = picture.shape[:2]
-    if (columns, rows) == (width, height):
+    """Resample as the detector does."""
+    if picture.shape[1::-1] == (width, height):
         return picture
-    means = columns >= 2 * width or rows >= 2 * height
-    way = cv2.INTER_AREA if means else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(picture, (width, height), interpolation=way), np.uint8)
+    out = np.empty((height, width, 3), np.uint8)
+    resize_bgr(picture, width, height, out)
+    return out
 
 
 def _as_frame(picture: Picture | Frame, index: int = 0) -> Frame:

@@ -24,6 +24,9 @@ _LUMA_WEIGHTS: dict[Matrix, tuple[float, float]] = {
     "bt709": (0.2126, 0.0722),
     "bt2020": (0.2627, 0.0593),
 }
+_MIDDLE = np.uint16(1 << 15)  # of unsigned samples, which becomes 0 of signed ones
+NOTHING = np.zeros(4)  # four values: OpenCV then takes them for one pixel, not for a picture
+_STRIP = 32  # rows that stay in the cache between the steps of a conversion
 
 
 @cache
@@ -79,14 +82,24 @@ def yuv444(frame: Frame) -> npt.NDArray[Any]:
 
 
 def apply_matrix(yuv: npt.NDArray[Any], frame: Frame, unit: float, out: UInt8 | None = None) -> UInt8:
-    """Convert (height, width, 3) uint8 or uint16 YUV to uint8 BGR, rounded and clipped; ``unit`` is one 8-bit value."""
+    """Convert (height, width, 3) uint8 or uint16 YUV to uint8 BGR, rounded and clipped; ``unit`` is one 8-bit value.
+
+    Through int16, for which OpenCV's transform computes in single precision. For uint8 it rounds the matrix to 10 bits,
+    which put 2.7 % of the samples of a 1080p frame one level off, and moved scores by up to 5e-3; for uint16 it keeps
+    the sums to 0.004, which put 0.2 % off. A 1080p frame takes 3.3 ms instead of 0.5.
+    """
     weights = yuv_to_bgr_matrix(frame.matrix, frame.full_range).copy()
     weights[:, :3] /= unit
-    if yuv.dtype == np.uint8:
-        return np.asarray(cv2.transform(yuv, weights, dst=out), np.uint8)
-    # OpenCV rounds to whole 8-bit values here and clips below 0 and above 65535; the second step clips above 255.
-    wide = cv2.transform(yuv, weights)
-    return np.asarray(cv2.convertScaleAbs(wide, dst=out), np.uint8)
+    fits = yuv.dtype == np.uint8 or unit < _MIDDLE / 256
+    if not fits:
+        weights[:, 3] += weights[:, :3].sum(axis=1) * float(_MIDDLE)
+    out = np.empty(yuv.shape, np.uint8) if out is None else out
+    for start in range(0, len(yuv), _STRIP):
+        strip = yuv[start : start + _STRIP]
+        signed = strip.astype(np.int16) if fits else np.bitwise_xor(strip, _MIDDLE).view(np.int16)
+        # Adding nothing clips, in one pass.
+        cv2.add(cv2.transform(signed, weights), NOTHING, dst=out[start : start + _STRIP], dtype=cv2.CV_8U)
+    return out
 
 
 def sample_unit(frame: Frame) -> float:

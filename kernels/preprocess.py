@@ -70,9 +70,18 @@ def _resample(frame: Frame, width: int, height: int, out: UInt8) -> None:
             out[...] = frame.planes[0]
         return
     if not frame.format.is_yuv:
-        out[...] = _resize(frame.planes[0], width, height)
+        resize_bgr(frame.planes[0], width, height, out)
         return
     colour.apply_matrix(_resampled_yuv(frame, width, height), frame, 256.0, out)
+
+
+def resize_bgr(picture: UInt8, width: int, height: int, out: UInt8) -> None:
+    """Write a BGR picture (rows, columns, 3) to ``out`` (height, width, 3) by step 2."""
+    if _reduces(picture.shape[1], picture.shape[0], width, height):
+        out[...] = _resize(picture, width, height)
+        return
+    # Between samples of 8 bits OpenCV rounds down on the way: 12 % of the results were one level too dark.
+    cv2.add(_resize(picture.astype(np.float32), width, height), colour.NOTHING, dst=out, dtype=cv2.CV_8U)
 
 
 def _resampled_yuv(frame: Frame, width: int, height: int) -> npt.NDArray[np.uint16]:

@@ -87,6 +87,16 @@ def test_ten_bits_and_eight_bits_of_one_picture_agree(name):
     assert np.abs(to_bgr(other).astype(int) - to_bgr(frame)).max() <= 1
 
 
+@pytest.mark.parametrize("full_range", [False, True], ids=["limited range", "full range"])
+@pytest.mark.parametrize("matrix", sorted(LUMA_WEIGHTS))
+@pytest.mark.parametrize("name", ["yuv444p", "nv12", "yuv422p10", "p010"])
+def test_a_colour_is_rounded_once_and_exactly(name, matrix, full_range):
+    frame = make_frame(name, 512, 202, seed=3, matrix=matrix, full_range=full_range)
+    expected = np.rint(picture_by_definition(frame, 512, 202))
+    # What lies in the middle between two levels may go either way: at full range in BT.601, one sample in 10,000.
+    assert np.mean(to_bgr(frame) != expected) < 2e-4
+
+
 def test_a_bgr_frame_is_not_copied_and_turns_counter_clockwise():
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     assert np.shares_memory(to_bgr(Frame.from_bgr(image)), image)

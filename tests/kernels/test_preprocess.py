@@ -107,6 +107,14 @@ def test_named_sizes_equal_the_definition(name, source, target):
         assert np.abs(picture - picture_by_definition(frame, *target)).max() <= 1.0
 
 
+@pytest.mark.parametrize("target", [(150, 117), (201, 161), (90, 70)])
+def test_a_bgr_picture_is_resampled_with_one_rounding(target):
+    frame = make_frame("bgr24", 200, 160, seed=5)
+    placement = place(200, 160, *target)
+    found = as_uint8([frame], [placement])[0, : target[1], : target[0]]
+    assert np.mean(found != np.rint(picture_by_definition(frame, *target))) < 2e-3
+
+
 @settings(max_examples=30, deadline=None)
 @given(frames(st.integers(1, 40)))
 def test_a_network_that_takes_rgb_gets_its_own_mean_and_scale(frame):

@@ -45,14 +45,14 @@ def inference_only(detector: Detector, clip: Path, frames: int) -> float:
     with open_video(clip, max_frames=1) as source:
         frame = next(iter(source))
     workers = next(stage.workers for stage in detector.stages() if stage.name == "inference")
-    jobs = [detector.prepare([frame], steady=True) for _ in range(workers)]
+    jobs = [detector.backend.prepare([frame], steady=True) for _ in range(workers)]
     for job in jobs:
-        detector.infer(job)
+        detector.backend.infer(job)
     share = max(1, frames // len(jobs))
 
     def work(job: Any) -> None:
         for _ in range(share):
-            detector.infer(job)
+            detector.backend.infer(job)
 
     threads = [threading.Thread(target=work, args=(job,)) for job in jobs]
     began = time.perf_counter()
@@ -62,7 +62,7 @@ def inference_only(detector: Detector, clip: Path, frames: int) -> float:
         thread.join()
     seconds = time.perf_counter() - began
     for job in jobs:
-        detector.finish(job)
+        detector.backend.finish(job)
     return share * len(jobs) / seconds
 
 

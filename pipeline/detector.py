@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from retinastream.engines.engine import Engine, EngineInfo, EngineSlot
-from retinastream.engines.select import check_device, create_engine
+from retinastream.engines.engine import EngineInfo
+from retinastream.engines.select import choose_device, create_engine
 from retinastream.errors import UsageError
-from retinastream.kernels.decode import Candidates
-from retinastream.kernels.postprocess import candidates, final_faces
-from retinastream.kernels.preprocess import preprocess
-from retinastream.kernels.sizing import Placement
+from retinastream.kernels.sizing import SizePolicy
 from retinastream.models.onnx_file import OnnxModel
 from retinastream.models.spec import DetectorSpec
 from retinastream.models.zoo import resolve_model
+from retinastream.pipeline.backend import Backend, DetectionRules, Sizing, check_range
 from retinastream.pipeline.batches import in_batches
-from retinastream.pipeline.model_fit import check_batch, choose_size, fixed_size
-from retinastream.pipeline.slots import SlotKey, SlotPool
+from retinastream.pipeline.cpu_backend import CpuBackend
+from retinastream.pipeline.model_fit import check_batch, choose_size
 from retinastream.pipeline.stages import Pipeline, Stage
 from retinastream.types import Faces, Frame
 
-
-@dataclass(slots=True)
-class Pass:
-    """One run of the network over the frames of a batch at one size."""
-
-    key: SlotKey
-    slot: EngineSlot
-    placement: Placement
-    outputs: tuple[npt.NDArray[Any], ...] = ()
-
-
-@dataclass(slots=True)
-class Job:
-    """A batch of frames of one upright size on its way through the detector."""
-
-    frames: Sequence[Frame]
-    passes: list[Pass]
+if TYPE_CHECKING:
+    from retinastream.engines.device_engine import DeviceEngine
+    from retinastream.pipeline.device_faces import DeviceFaces
 
 
 class Detector:
@@ -52,15 +34,22 @@ class Detector:
     ``model`` is a name of the model zoo, or a path to an .onnx file or (with the extra ``export``) a .pth checkpoint.
     ``threshold`` is the lowest score returned, ``iou`` the overlap above which the weaker of two boxes is dropped.
     ``size`` is "native", "fit:1280", "short:800,max:1200", "pyramid" or "auto": native on a GPU, fit:1280 on a CPU,
-    logged when chosen. ``device`` is "auto" or "cpu"; ``runtime`` "auto", "openvino" or "onnxruntime"; ``precision``
-    None (f32), "f32" or "bf16" (OpenVINO on a CPU with AVX512-BF16 or AMX). ``max_faces`` bounds the faces per picture.
-    ``threads`` 0 means all processors; ``streams`` is how many networks run side by side on them: 1 answers a single
-    picture soonest, 0 chooses for throughput. ``batch`` frames go through the network at once. ``plus_one`` counts
-    widths as the classic NumPy NMS does; ``clip`` cuts boxes at the borders of the picture. ``spec`` is for ONNX files
-    of others with other anchors.
+    logged when chosen. ``max_faces`` bounds the faces per picture. ``batch`` frames go through the network at once.
+    ``plus_one`` counts widths as the classic NumPy NMS does; ``clip`` cuts boxes at the borders of the picture.
+    ``spec`` is for ONNX files of others with other anchors.
+
+    ``device`` is "auto" (a GPU where one can be used), "cpu", "cuda" or "cuda:N"; ``require`` "gpu" makes a CPU an
+    error. ``runtime`` is "auto" or one of the device: "openvino", "onnxruntime" or "torch" on a CPU, "tensorrt" or
+    "torch" on a GPU. ``precision`` None is f32 on a CPU, where "bf16" needs AVX512-BF16 or AMX, and fp16 on a GPU,
+    which also takes "f32", "bf16" and "int8".
+
+    On a CPU, ``threads`` 0 means all processors, and ``streams`` is how many networks run side by side on them: 1 (the
+    default) answers a single picture soonest, 0 chooses for throughput. On a GPU ``streams`` is how many batches are on
+    it at once: up to 4, by default 3. ``cuda_graph`` records the work of a batch once and replays it from then on;
+    ``torch_compile`` lets torch write kernels of its own first, which takes minutes.
 
     Raises UsageError for values that are not allowed, ModelError for a model that cannot be used, SetupError for what
-    this machine lacks.
+    this machine lacks, DeviceMemoryError where a GPU has too little memory for half of a batch.
     """
 
     def __init__(
@@ -71,46 +60,124 @@ class Detector:
         iou: float = 0.4,
         size: str = "auto",
         device: str = "auto",
+        require: Literal["gpu"] | None = None,
         runtime: str = "auto",
         precision: str | None = None,
         max_faces: int = 750,
         threads: int = 0,
-        streams: int = 1,
+        streams: int | None = None,
         batch: int = 1,
         plus_one: bool = False,
         clip: bool = True,
         spec: DetectorSpec | None = None,
+        cuda_graph: bool = True,
+        torch_compile: bool = False,
     ) -> None:
-        _check_range("threshold", threshold, 0.0, 1.0)
-        _check_range("iou", iou, 0.0, 1.0)
-        _check_range("max_faces", max_faces, 1, 100_000, whole=True)
-        _check_range("batch", batch, 1, 64, whole=True)
-        self.threshold, self.iou, self.max_faces = threshold, iou, max_faces
-        self.batch, self.plus_one, self.clip = batch, plus_one, clip
-        check_device(device)
-        self.model: OnnxModel = resolve_model(model, spec=spec)
-        self.size = choose_size(size, self.model)
-        self._fixed = fixed_size(self.model)
-        check_batch(batch, self.model)
-        self.engine: Engine = create_engine(
-            self.model,
+        self.rules = DetectionRules(threshold, iou, max_faces, plus_one, clip)
+        check_range("batch", batch, 1, 64, whole=True)
+        choice = choose_device(device, require, runtime=runtime)
+        found = resolve_model(model, spec=spec)
+        self.size: SizePolicy = choose_size(size, found, choice.kind)
+        check_batch(batch, found)
+        sizing = Sizing.of(self.size, found)
+        self.backend: Backend
+        if choice.kind == "cuda":
+            from retinastream.pipeline.gpu_backend import GpuBackend, check_gpu_settings, open_device_engine
+
+            slots = streams or 0
+            check_gpu_settings(self.rules, slots)
+            engine = open_device_engine(
+                found, choice, runtime=runtime, precision=precision, torch_compile=torch_compile, batch=batch
+            )
+            self.backend = GpuBackend(engine, self.rules, sizing, batch, streams=slots, cuda_graph=cuda_graph)
+            return
+        cpu_engine = create_engine(
+            found,
             runtime=runtime,
-            device=device,
+            device="cpu",
             precision=precision,
             threads=threads,
-            streams=streams,
+            streams=1 if streams is None else streams,
+            reason=choice.reason,
         )
-        self._slots = SlotPool(self.engine)
+        self.backend = CpuBackend(cpu_engine, self.rules, sizing, batch)
+
+    @classmethod
+    def from_engine(
+        cls,
+        engine: DeviceEngine,
+        *,
+        threshold: float = 0.5,
+        iou: float = 0.4,
+        size: str = "auto",
+        max_faces: int = 750,
+        streams: int = 0,
+        batch: int = 1,
+        plus_one: bool = False,
+        clip: bool = True,
+        cuda_graph: bool = True,
+    ) -> Detector:
+        """Make a detector of an engine on a device, which it closes when it is closed; values as for ``Detector``."""
+        from retinastream.pipeline.gpu_backend import GpuBackend
+
+        detector = cls.__new__(cls)
+        detector.rules = DetectionRules(threshold, iou, max_faces, plus_one, clip)
+        check_range("batch", batch, 1, 64, whole=True)
+        check_batch(batch, engine.model)
+        detector.size = choose_size(size, engine.model, "cuda")
+        sizing = Sizing.of(detector.size, engine.model)
+        detector.backend = GpuBackend(engine, detector.rules, sizing, batch, streams=streams, cuda_graph=cuda_graph)
+        return detector
 
     @property
     def info(self) -> EngineInfo:
         """What executes the network, and why it was chosen."""
-        return self.engine.info
+        return self.backend.info
+
+    @property
+    def execution(self) -> dict[str, Any]:
+        """How batches are run on a GPU (slots, CUDA graphs); empty on a CPU."""
+        return self.backend.execution
+
+    @property
+    def model(self) -> OnnxModel:
+        """The model's file and what it holds."""
+        return self.backend.model
 
     @property
     def spec(self) -> DetectorSpec:
         """The model's anchors, strides, normalisation and layout."""
         return self.model.spec
+
+    @property
+    def batch(self) -> int:
+        """How many frames go through the network at once: what was asked for, or half where memory was short."""
+        return self.backend.batch
+
+    @property
+    def threshold(self) -> float:
+        """The lowest score returned."""
+        return self.rules.threshold
+
+    @property
+    def iou(self) -> float:
+        """The overlap above which the weaker of two boxes is dropped."""
+        return self.rules.iou
+
+    @property
+    def max_faces(self) -> int:
+        """The most faces of a picture."""
+        return self.rules.max_faces
+
+    @property
+    def plus_one(self) -> bool:
+        """Whether widths are counted as the classic NumPy NMS counts them."""
+        return self.rules.plus_one
+
+    @property
+    def clip(self) -> bool:
+        """Whether boxes are cut at the borders of the picture."""
+        return self.rules.clip
 
     @overload
     def __call__(self, pictures: npt.NDArray[np.uint8] | Frame) -> Faces: ...
@@ -130,8 +197,27 @@ class Detector:
                 f"pictures were given as {type(pictures).__name__}; expected a uint8 BGR array (height, width, 3), "
                 "a Frame, or a list of them (for videos use detector.stream(open_video(path)))"
             )
-        frames = [_as_frame(p, index) for index, p in enumerate(pictures)]
-        return [faces for group in in_batches(frames, self.batch) for faces in self._run(group)]
+        return self._run([_as_frame(p, index) for index, p in enumerate(pictures)])
+
+    def detect_device(self, pictures: Any, *, stream: Any = None) -> DeviceFaces:
+        """Queue the search for the faces of pictures that lie on the GPU; nothing waits, and the faces stay there.
+
+        ``pictures`` is an array (height, width, 3) or (batch, height, width, 3) uint8 BGR of any package with
+        ``__cuda_array_interface__`` or ``__dlpack__`` (CuPy, torch, PyCUDA), a ``Frame`` on the device, or a sequence
+        of arrays and frames. They are read after what ``stream`` holds by now, and what is put on that stream
+        afterwards may use the result: an object of CuPy, torch or PyCUDA, or a cudaStream_t as a number; by default
+        the stream that the arrays name, or the legacy default stream.
+
+        Raises UsageError for pictures of another kind or device and for a detector on a CPU.
+        """
+        from retinastream.pipeline.gpu_backend import GpuBackend
+
+        if not isinstance(self.backend, GpuBackend):
+            raise UsageError(
+                f"detect_device was called on a detector that runs on {self.info.device}; call detector(pictures) with "
+                "pictures in host memory, or create it with device='cuda'"
+            )
+        return self.backend.detect_device(pictures, stream)
 
     def stream(self, frames: Iterable[Frame | npt.NDArray[np.uint8]]) -> Iterator[Faces]:
         """Yield the faces of every frame, in order; decoding, detection and the caller's work overlap.
@@ -146,58 +232,23 @@ class Detector:
     def _stream(self, frames: Iterable[Frame | npt.NDArray[np.uint8]]) -> Iterator[Faces]:
         source = in_batches(_as_frames(frames), self.batch)
         stages = self.stages(steady=is_video(frames))
-        with Pipeline(source, stages, source_name="decode") as pipeline:
-            for _, faces in pipeline:
-                yield from faces
+        try:
+            with Pipeline(source, stages, source_name="decode") as pipeline:
+                for _, faces in pipeline:
+                    yield from faces
+        finally:
+            self.backend.settle()
 
     def stages(self, *, keep_frames: bool = False, steady: bool = False) -> list[Stage]:
         """Declare the stages from ``[Frame]`` to ``([Frame], [Faces])``; frames are let go unless they are kept.
 
         ``steady`` says that the frames are of one size, as those of a video: the engine then prepares for that size.
         """
-
-        def finish(job: Job) -> tuple[Sequence[Frame], list[Faces]]:
-            return (job.frames if keep_frames else ()), self.finish(job)
-
-        return [
-            Stage("preprocess", partial(self.prepare, steady=steady)),
-            # One worker more than streams: it brings the next input into place while the network runs.
-            Stage("inference", self.infer, workers=self.info.streams + 1, capacity=1),
-            Stage("postprocess", finish, capacity=1),
-        ]
-
-    def prepare(self, frames: Sequence[Frame], *, steady: bool = False) -> Job:
-        """Fill the network's input from frames of one upright size; ``steady`` as in ``stages``."""
-        width, height = frames[0].upright_size
-        job = Job(frames, [])
-        for placement in self.size.placements(width, height, self.spec.max_stride, self._fixed):
-            key = (len(frames), placement.padded_height, placement.padded_width, steady)
-            slot = self._slots.acquire(key)
-            preprocess(frames, [placement] * len(frames), self.spec, slot.input)
-            job.passes.append(Pass(key, slot, placement))
-        return job
-
-    def infer(self, job: Job) -> Job:
-        """Run the network over every pass of a job."""
-        for step in job.passes:
-            step.outputs = step.slot.run()
-        return job
-
-    def finish(self, job: Job) -> list[Faces]:
-        """Decode, merge and suppress; gives the job's buffers back."""
-        found: list[list[Candidates]] = [
-            [candidates(p.outputs, item, p.placement, self.spec, self.threshold) for p in job.passes]
-            for item in range(len(job.frames))
-        ]
-        for step in job.passes:
-            step.outputs = ()
-            self._slots.release(step.key, step.slot)
-        return [self._faces(frame, passes) for frame, passes in zip(job.frames, found, strict=True)]
+        return self.backend.stages(keep_frames=keep_frames, steady=steady)
 
     def close(self) -> None:
         """Release the network and its buffers."""
-        self._slots.clear()
-        self.engine.close()
+        self.backend.close()
 
     def __enter__(self) -> Detector:
         """Return the detector itself."""
@@ -208,27 +259,7 @@ class Detector:
         self.close()
 
     def _run(self, frames: Sequence[Frame]) -> list[Faces]:
-        return self.finish(self.infer(self.prepare(frames)))
-
-    def _faces(self, frame: Frame, passes: list[Candidates]) -> Faces:
-        width, height = frame.upright_size
-        faces = final_faces(
-            passes,
-            width=width,
-            height=height,
-            iou=self.iou,
-            max_faces=self.max_faces,
-            plus_one=self.plus_one,
-            clip=self.clip,
-        )
-        return replace(
-            faces,
-            source=frame.source,
-            index=frame.index,
-            pts=frame.seconds,
-            corrupt=frame.corrupt,
-            interlaced=frame.interlaced,
-        )
+        return [faces for found in self.backend.detect(in_batches(frames, self.batch)) for faces in found]
 
 
 def _as_frame(picture: npt.NDArray[np.uint8] | Frame, index: int = 0) -> Frame:
@@ -250,10 +281,3 @@ def _as_frames(pictures: Iterable[Frame | npt.NDArray[np.uint8]]) -> Iterator[Fr
         close = getattr(items, "close", None)
         if close is not None:
             close()
-
-
-def _check_range(name: str, value: float, low: float, high: float, *, whole: bool = False) -> None:
-    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
-        kind = "whole numbers " if whole else ""
-        raise UsageError(f"{name} {value!r} is out of range; allowed is {kind}{low:g} to {high:g}")

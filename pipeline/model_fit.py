@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Literal
 
 from retinastream.errors import ModelError, UsageError
 from retinastream.kernels.sizing import SizePolicy
@@ -11,9 +12,10 @@ from retinastream.models.onnx_file import OnnxModel
 logger = logging.getLogger(__name__)
 
 AUTO_SIZE_CPU = "fit:1280"
+AUTO_SIZE_GPU = "native"
 
 
-def choose_size(size: str, model: OnnxModel) -> SizePolicy:
+def choose_size(size: str, model: OnnxModel, device: Literal["cpu", "cuda"] = "cpu") -> SizePolicy:
     """Parse a size policy; "auto" is chosen for the device and the model, and said. Raises UsageError."""
     if not isinstance(size, str):
         raise UsageError(f"size was given as {size!r}; expected text such as 'native', 'fit:1280' or 'auto'")
@@ -23,6 +25,9 @@ def choose_size(size: str, model: OnnxModel) -> SizePolicy:
     if fixed is not None:
         logger.warning("size auto is fit:%d: %s takes inputs of %dx%d only", max(fixed), model.path, *fixed)
         return SizePolicy("fit", long_side=max(fixed))
+    if device == "cuda":
+        logger.info("size auto on a GPU is %s: every pixel is looked at, and nothing reduced", AUTO_SIZE_GPU)
+        return SizePolicy.parse(AUTO_SIZE_GPU)
     logger.warning(
         "size auto on a CPU is %s: larger pictures are reduced; for the smallest faces of 4K choose native",
         AUTO_SIZE_CPU,

@@ -41,6 +41,7 @@ def run(
                     task.report.status = "interrupted"
                 else:
                     run_task(task, context)
+            report.detector = describe(detector)  # a GPU may have refused a graph or a batch meanwhile
     report.interrupted = stop.is_set()
     report.seconds = time.perf_counter() - began
     return report
@@ -54,6 +55,7 @@ def make_detector(settings: DetectSettings) -> Detector:
         iou=settings.iou,
         size=settings.size,
         device=settings.device,
+        require=settings.require,
         runtime=settings.runtime,
         precision=settings.precision,
         max_faces=settings.max_faces,
@@ -63,6 +65,8 @@ def make_detector(settings: DetectSettings) -> Detector:
         plus_one=settings.classic_nms,
         clip=settings.clip,
         spec=read_spec(settings.spec) if settings.spec else None,
+        cuda_graph=settings.cuda_graph,
+        torch_compile=settings.torch_compile,
     )
 
 

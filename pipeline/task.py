@@ -78,6 +78,7 @@ def describe(detector: Detector) -> dict[str, Any]:
         "threshold": detector.threshold,
         "iou": detector.iou,
         "max_faces": detector.max_faces,
+        **detector.execution,
     }
 
 

@@ -354,7 +354,7 @@ def test_several_threads_may_share_a_detector(tiny):
 def test_buffers_of_old_sizes_are_let_go(tiny):
     for n in range(12):
         tiny(picture_of(0, 32 + 32 * n, 64))
-    assert len(tiny._slots._idle) <= 4
+    assert len(tiny.backend.slots._idle) <= 4
 
 
 def test_size_auto_says_what_it_chose(tiny_model, caplog):

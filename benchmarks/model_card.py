@@ -222,14 +222,14 @@ def _plain(found: dict[tuple[str, str], Figures]) -> dict[str, Any]:
     }
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the markers of the card; a card without them is left alone."""
+def write_between_markers(path: Path, text: str, first: str = BEGIN, last: str = END) -> None:
+    """Replace what stands between two markers of a page; a page without them is left alone."""
     card = path.read_text(encoding="utf-8")
-    before, begin, rest = card.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = card.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise SystemExit(f"{path} has no lines {BEGIN!r} and {END!r} to write between")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+        raise SystemExit(f"{path} has no lines {first!r} and {last!r} to write between")
+    path.write_text(f"{before}{first}\n\n{text}\n{last}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

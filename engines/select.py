@@ -82,6 +82,7 @@ def create_device_engine(
     runtime: str = "auto",
     precision: str | None = None,
     torch_compile: bool = False,
+    batch: int = 1,
     reason: str = "",
 ) -> DeviceEngine:
     """Build the engine for a model on a GPU.
@@ -89,8 +90,9 @@ def create_device_engine(
     ``runtime`` is "auto" (TensorRT where it is installed and works, else torch), "tensorrt" or "torch"; ``precision``
     None (what the file computes in where that is not f32, else fp16), "f32", "fp16", "bf16" (torch) or "int8"
     (TensorRT). ``torch_compile`` has torch write kernels of its
-    own for the network, which takes minutes, and makes "auto" choose torch. ``info.reason`` says why the runtime was
-    chosen, after ``reason``, which says why the device was.
+    own for the network, which takes minutes, and makes "auto" choose torch. ``batch`` is the largest that is expected,
+    which an engine of TensorRT is built for. ``info.reason`` says why the runtime was chosen, after ``reason``, which
+    says why the device was.
 
     Raises UsageError for values that are not allowed or do not go together and SetupError for what is not installed.
     """
@@ -113,7 +115,7 @@ def create_device_engine(
     if chosen == "tensorrt":
         from retinastream.engines.tensorrt_runtime import TensorRtEngine
 
-        return TensorRtEngine(model, device, precision=precision, reason=reason)
+        return TensorRtEngine(model, device, precision=precision, batch=batch, reason=reason)
     from retinastream.engines.torch_runtime import TorchEngine
 
     return TorchEngine(model, device, precision=precision, compiled=torch_compile, reason=reason)

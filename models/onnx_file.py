@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retinastream.errors import ModelError, UsageError
-from retinastream.models.onnx_graph import FLOAT, OnnxGraph, Tensor, file_sha256, read_graph
+from retinastream.models.onnx_graph import ELEMENT_TYPES, FLOAT, FLOAT16, OnnxGraph, Tensor, file_sha256, read_graph
 from retinastream.models.spec import DetectorSpec
 
 logger = logging.getLogger(__name__)
@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 # What export writes into a file and reading finds there. The version counts changes of what export writes.
 SPEC_KEY = "retinastream.spec"
 SOURCE_KEY = "retinastream.source_sha256"
+PRECISION_KEY = "retinastream.precision"
 EXPORTER_VERSION = 1
 CLASSIC_NAMES = ("loc", "conf", "landms")
 _VALUES_PER_ANCHOR = 16
@@ -31,6 +32,7 @@ class OnnxModel:
 
     ``input_shape`` is (batch, 3, height, width) with None where a size is free. ``output_names`` holds one name per
     level in the order of the strides (fused), or the names of loc, conf and landms in that order (classic).
+    ``input_type`` is "float32" or "float16". ``precision`` is what the graph computes in: "f32", "fp16", "int8", "fp8".
     """
 
     path: Path
@@ -40,6 +42,8 @@ class OnnxModel:
     input_shape: tuple[int | None, ...]
     output_names: tuple[str, ...]
     name: str
+    input_type: str = "float32"
+    precision: str = "f32"
 
 
 def read_onnx(path: str | Path, *, spec: DetectorSpec | None = None, name: str | None = None) -> OnnxModel:
@@ -76,7 +80,18 @@ def read_onnx(path: str | Path, *, spec: DetectorSpec | None = None, name: str |
         input_shape=image.shape,
         output_names=tuple(output.name for output in outputs),
         name=name or path.stem,
+        input_type=ELEMENT_TYPES[image.element_type],
+        precision=_precision(graph, image),
     )
+
+
+def _precision(graph: OnnxGraph, image: Tensor) -> str:
+    """Return what a graph says that it computes in; of files made elsewhere, what their types and operators tell."""
+    if PRECISION_KEY in graph.metadata:
+        return graph.metadata[PRECISION_KEY]
+    if {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"} & set(graph.operators):
+        return "int8"
+    return "fp16" if image.element_type == FLOAT16 else "f32"
 
 
 def _written_spec(path: Path, graph: OnnxGraph) -> DetectorSpec | None:
@@ -99,7 +114,7 @@ def _check_external(path: Path, graph: OnnxGraph) -> None:
 
 
 def _image_input(path: Path, graph: OnnxGraph) -> Tensor:
-    wanted = "expected one float32 input (batch, 3, height, width)"
+    wanted = "expected one float32 input (batch, 3, height, width), or one of float16"
     given = "; ".join(map(str, graph.inputs)) or "none"
     if len(graph.inputs) != 1:
         raise ModelError(f"{path} has {len(graph.inputs)} inputs ({given}); {wanted}")
@@ -113,10 +128,10 @@ def _image_input(path: Path, graph: OnnxGraph) -> Tensor:
                 f"{path} takes its channels last (NHWC: {given}); {wanted}, so export it with channels first (NCHW)"
             )
         raise ModelError(f"{path} takes {shape[1]} channels ({given}); {wanted}")
-    if image.element_type != FLOAT:
+    if image.element_type not in (FLOAT, FLOAT16):
         raise ModelError(
-            f"{path} takes {given}; inputs of half precision or integers are not supported here: {wanted}. "
-            "Keep the input float32 when converting, precision is chosen when the model is run"
+            f"{path} takes {given}; inputs of other floats and integers are not supported here: {wanted}. Keep the "
+            "input float32 when converting"
         )
     return image
 

@@ -12,6 +12,7 @@ import typer
 import retinastream
 from retinastream.cli.detect import detect
 from retinastream.cli.doctor import doctor
+from retinastream.cli.engine import app as engine_app
 from retinastream.cli.eval import app as eval_app
 from retinastream.cli.model import app as model_app
 from retinastream.cli.train import app as train_app
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command("detect", epilog=EPILOG)(detect)
 app.command("doctor")(doctor)
+app.add_typer(engine_app, name="engine")
 app.add_typer(eval_app, name="eval")
 app.add_typer(model_app, name="model")
 app.add_typer(train_app, name="train")

@@ -49,7 +49,7 @@ def _annotation(name: str, field: FieldInfo) -> Any:
     if isinstance(default, tuple):
         default = ",".join(default)
     # Escaped, because the help is read as markup, where a word in brackets is a style.
-    shown = f" \\[default: {default}]" if default is not None and kind is not bool else ""
+    shown = f" \\[default: {default}]" if default not in (None, "") and kind is not bool else ""
     option = typer.Option(
         *names,
         help=f"{field.description or ''}{shown}",

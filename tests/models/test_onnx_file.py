@@ -150,7 +150,7 @@ def test_fixed_size_must_have_the_anchors_of_the_spec(tmp_path):
         ("channels last", {"inputs": [("input", TensorProto.FLOAT, [1, 640, 640, 3])]}, "NHWC"),
         ("channels last, sizes free", {"inputs": [("input", TensorProto.FLOAT, ["b", "h", "w", 3])]}, "NHWC"),
         ("one channel", {"inputs": [("input", TensorProto.FLOAT, [1, 1, 64, 64])]}, "takes 1 channels"),
-        ("half precision input", {"inputs": [("input", TensorProto.FLOAT16, [1, 3, 64, 64])]}, "half precision"),
+        ("bfloat16 input", {"inputs": [("input", TensorProto.BFLOAT16, [1, 3, 64, 64])]}, "other floats"),
         ("bytes as input", {"inputs": [("input", TensorProto.UINT8, [1, 3, 64, 64])]}, "integers are not supported"),
         ("a vector as input", {"inputs": [("input", TensorProto.FLOAT, [1, 512])]}, r"expected one float32 input"),
         ("two inputs", {"inputs": [FREE_IMAGE, ("im_info", TensorProto.FLOAT, [1, 3])]}, "has 2 inputs"),

@@ -150,10 +150,10 @@ def _torch_problem() -> str:
 
 
 def _tensorrt_problem() -> str:
-    if not _is_installed("tensorrt"):
-        return "tensorrt is not installed: pip install 'retinastream[gpu-cu13]' or 'retinastream[gpu-cu12]'"
     from retinastream.engines.tensorrt.load import tensorrt_version
 
+    if not _is_installed("tensorrt"):
+        return "tensorrt is not installed: pip install 'retinastream[tensorrt-cu13]' or 'retinastream[tensorrt-cu12]'"
     try:
         tensorrt_version()
     except SetupError as error:

@@ -36,6 +36,14 @@ class DeviceMemoryError(SetupError, MemoryError):
     """A device has not enough memory free; the message says what was asked for and what was free."""
 
 
+class EngineError(SetupError):
+    """TensorRT could not build, load or run an engine; the message holds what TensorRT said."""
+
+
+class EngineBuildStoppedError(EngineError):
+    """The build of an engine was stopped before its end, as it was asked to be."""
+
+
 class OutputError(SetupError, OSError):
     """An output could not be written; what had been written before is still there."""
 

@@ -1,0 +1,3 @@
+"""Fixtures that several tests of engines share."""
+
+from fake_tensorrt.fixtures import newest, world  # noqa: F401

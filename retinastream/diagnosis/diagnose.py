@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from retinastream.diagnosis import codecs, gpu, packages, processor, runtimes, storage
+from retinastream.diagnosis import codecs, container, cuda_wheels, gpu, packages, processor, runtimes, storage
 from retinastream.diagnosis.finding import Finding
 
 logger = logging.getLogger(__name__)
@@ -18,6 +18,8 @@ CHECKS: tuple[tuple[str, Callable[[], Iterable[Finding]]], ...] = (
     ("runtimes", runtimes.check_runtimes),
     ("codecs", codecs.check_codecs),
     ("gpu", gpu.check_gpu),
+    ("gpu", container.check_container),
+    ("gpu", cuda_wheels.check_cuda_wheels),
     ("models", storage.check_models),
     ("disk", storage.check_disk),
     ("settings", storage.check_settings),

@@ -6,10 +6,7 @@ demands. The same checkpoint yields the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,16 +16,15 @@ import onnx
 from onnx import helper
 
 import retinastream
-from retinastream.errors import ModelError, OutputError
+from retinastream.errors import ModelError
 from retinastream.models.checkpoints import load_checkpoint
 from retinastream.models.export_emitter import Emitter, to_array
 from retinastream.models.export_layers import emit_features
 from retinastream.models.network_heads import PART_CHANNELS, PARTS, DetectorNetwork
 from retinastream.models.onnx_file import CLASSIC_NAMES, EXPORTER_VERSION, SOURCE_KEY, SPEC_KEY
+from retinastream.models.onnx_output import save_model_file
 from retinastream.models.spec import DetectorSpec, OutputLayout
 from retinastream.models.zoo_entries import find_by_sha256
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_OPSET = 17
 # The newest intermediate representation that everything which reads opset 17 also reads.
@@ -85,7 +81,7 @@ def export_network(
     model = _build(network, described, layout, opset)
     helper.set_model_props(model, dict(sorted(entries.items())))
     onnx.checker.check_model(model, full_check=True)
-    return _write(model.SerializeToString(deterministic=True), Path(out))
+    return save_model_file(model.SerializeToString(deterministic=True), Path(out))
 
 
 def _check(network: DetectorNetwork, spec: DetectorSpec, layout: str, opset: int) -> None:
@@ -100,20 +96,6 @@ def _check(network: DetectorNetwork, spec: DetectorSpec, layout: str, opset: int
             f"the spec has strides {spec.strides} and anchor sizes {spec.anchor_sizes}; this network has strides "
             f"{network.strides} and {network.anchors_per_cell} anchor sizes for each"
         )
-
-
-def _write(data: bytes, out: Path) -> Path:
-    partial = out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(out)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"the model could not be written to {out}: {error.strerror or error}") from error
-    logger.debug("wrote %s (%d bytes)", out, len(data))
-    return out
 
 
 def _build(network: DetectorNetwork, spec: DetectorSpec, layout: OutputLayout, opset: int) -> Any:

@@ -152,8 +152,8 @@ class Faces:
 
     ``boxes`` (N, 4) float32 as x1, y1, x2, y2; ``scores`` (N,) float32 in 0..1; ``landmarks`` (N, 5, 2) float32 as x, y
     of the picture's left eye, right eye, nose, left and right mouth corner (left as seen in the picture). All in pixels
-    of the original upright picture, whose size is ``width`` x ``height``. ``pts`` is in seconds. ``not_a_number`` counts
-    what the network answered with NaN and was left out: anything but 0 means that its weights or its input are broken.
+    of the original upright picture, whose size is ``width`` x ``height``. ``pts`` is in seconds. ``not_a_number``
+    counts candidates with a NaN, which are left out: anything but 0 means that the weights or the input are broken.
     """
 
     boxes: Float32 = field(default_factory=_no_boxes)

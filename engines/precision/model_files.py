@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import retinastream
-from retinastream.errors import MissingPackageError, ModelError, OutputError, UsageError
+from retinastream.errors import MissingPackageError, ModelError, UsageError
 from retinastream.models.onnx_file import PRECISION_KEY, SPEC_KEY, OnnxModel, read_onnx
+from retinastream.models.onnx_output import save_model_file
 from retinastream.models.spec import DetectorSpec
-
-logger = logging.getLogger(__name__)
 
 CONVERTED_KEY = "retinastream.converted_from_sha256"
 CALIBRATION_KEY = "retinastream.calibration"
@@ -192,21 +188,7 @@ def write_model(model: Any, found: OnnxModel, out: Path, precision: str, metadat
             f"{found.path} was converted to {precision}, but the result is not valid: {_first_line(error)}; leave the "
             "nodes that it names in float32"
         ) from error
-    _write(model.SerializeToString(deterministic=True), out)
-    return out
-
-
-def _write(data: bytes, out: Path) -> None:
-    partial = out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(out)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"the model could not be written to {out}: {error.strerror or error}") from error
-    logger.debug("wrote %s (%d bytes)", out, len(data))
+    return save_model_file(model.SerializeToString(deterministic=True), out)
 
 
 def _first_line(error: Exception) -> str:

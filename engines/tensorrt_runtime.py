@@ -129,6 +129,6 @@ class TensorRtEngine:
         """Return the stream's block, or a larger one; slots that are bound to the former keep it."""
         found = self._scratch.get(stream.handle)
         if found is None or found.size < size:
-            found = Scratch(self.device.empty((size,), np.uint8), size)
+            found = Scratch(self.device.empty((size,), np.uint8, stream), size)
             self._scratch[stream.handle] = found
         return found

@@ -6,6 +6,7 @@ keeps a pool of memory of its own: when one runs out, both are emptied.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from typing import Any
 from retinastream.engines.torch_package import load_torch
 from retinastream.errors import DeviceMemoryError, SetupError
 from retinastream.kernels.device import CaptureError
+
+logger = logging.getLogger(__name__)
 
 # torch's settings of cuDNN are of the process and it records one graph at a time, so that its work is queued under one
 # lock. Held for the milliseconds that queueing takes, not for the work itself.
@@ -129,8 +132,16 @@ class TorchCuda:
         return False
 
     def release_memory(self) -> None:
-        """Give back what torch and CuPy keep for later."""
-        self._torch.cuda.empty_cache()
+        """Give back what torch and CuPy keep for later.
+
+        torch before 2.8 refuses while it records a graph, which the lock excludes here, and some versions for ever
+        after a recording that failed: what could not be given back is no error by itself.
+        """
+        try:
+            with _LOCK:
+                self._torch.cuda.empty_cache()
+        except RuntimeError as error:
+            logger.info("torch keeps the memory that it does not use: %s", _first_line(error))
         cupy: Any = sys.modules.get("cupy")
         if cupy is not None:
             cupy.get_default_memory_pool().free_all_blocks()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from retinastream.errors import MissingPackageError
+from retinastream.errors import MissingPackageError, UsageError
+
+# Of files: weights in half precision are numbers like others, and follow the precision of the network.
+_READABLE = ("f32", "fp16")
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +28,15 @@ def load_torch() -> Any:
 
 
 def load_network(model: OnnxModel, dtype: torch.dtype) -> TorchGraph:
-    """Read a model into a torch module on the CPU in a precision, channels last. Raises ModelError."""
+    """Read a model into a torch module on the CPU in a precision, channels last.
+
+    Raises UsageError for a quantised file, ModelError for one with operators that have no translation.
+    """
+    if model.precision not in _READABLE:
+        raise UsageError(
+            f"{model.path} is {model.precision}, and runtime torch runs files in {' and '.join(_READABLE)}; give the "
+            "float32 model, or use the runtime tensorrt on a GPU, onnxruntime on the CPU"
+        )
     from retinastream.models.torch_graph import load_torch_graph
 
     network: Any = load_torch_graph(model).eval()

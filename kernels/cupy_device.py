@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,8 @@ def open_device(text: str) -> CuPyDevice:
 class CuPyDevice:
     """One NVIDIA GPU. Arrays are CuPy's, from its memory pool.
 
-    The pool gives the memory of a dropped array to the next one at once, whatever is queued still: keep an array until
-    the work that uses it has finished.
+    The pool gives the memory of a dropped array to the next one for the same stream at once, whatever is queued still:
+    keep an array until the work that uses it on any other stream has finished.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -82,15 +83,22 @@ class CuPyDevice:
         """Create an event."""
         return CuPyEvent(self._cupy)
 
-    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Any:
-        """Allocate an array, C-contiguous and 256-byte aligned, from the pool of the current CuPy stream."""
+    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike, stream: Stream | None = None) -> Any:
+        """Allocate an array, C-contiguous and 256-byte aligned, from what CuPy's pool keeps for ``stream``.
+
+        Without one, from what it keeps for the current CuPy stream, whose queued work may still write to it.
+        """
+        with nullcontext() if stream is None else own_stream(stream).cupy:
+            return self._empty(tuple(shape), dtype)
+
+    def _empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
         out_of_memory = self._cupy.cuda.memory.OutOfMemoryError
         try:
-            return self._cupy.empty(tuple(shape), dtype)
+            return self._cupy.empty(shape, dtype)
         except out_of_memory:
-            self._cupy.get_default_memory_pool().free_all_blocks()
+            self.release_unused()
         try:
-            return self._cupy.empty(tuple(shape), dtype)
+            return self._cupy.empty(shape, dtype)
         except out_of_memory as error:
             free, total = self.memory()
             asked = math.prod(shape) * np.dtype(dtype).itemsize
@@ -98,6 +106,14 @@ class CuPyDevice:
                 f"{_megabytes(asked)} were asked for on {self.label} ({self.name}), and {_megabytes(free)} of "
                 f"{_megabytes(total)} are free; {_TOO_LITTLE}"
             ) from error
+
+    def release_unused(self) -> None:
+        """Give back what CuPy keeps for later, also for streams that are no more, and torch, which has its own pool."""
+        self._cupy.get_default_memory_pool().free_all_blocks()
+        torch: Any = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            with suppress(RuntimeError):  # while another thread records a graph, it refuses
+                torch.cuda.empty_cache()
 
     def empty_pinned(self, shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Allocate a page-locked array in host memory."""

@@ -50,7 +50,7 @@ def _check_driver(driver: tuple[int, int] | None) -> None:
     if driver is not None and driver[0] < oldest:
         raise SetupError(
             f"the NVIDIA driver serves CUDA up to {_dotted(driver)}, and CuPy {OLDEST} needs {oldest}.0 or newer; "
-            f"install a driver of the {_PACKAGES[oldest][2]} series or newer, or run with --device cpu"
+            f"install a driver of the {_PACKAGES[oldest][2]} series or newer"
         )
 
 

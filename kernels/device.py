@@ -72,8 +72,12 @@ class Device(Protocol):
         """Create an event without timing, whose waits yield the processor."""
         ...
 
-    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Any:
-        """Allocate a C-contiguous array, 256-byte aligned; DeviceMemoryError says what was asked and what was free."""
+    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike, stream: Stream | None = None) -> Any:
+        """Allocate a C-contiguous array, 256-byte aligned; DeviceMemoryError says what was asked and what was free.
+
+        ``stream`` is where its work is queued. Memory that was freed while work was queued may be given out again, in
+        the order of that stream; without one, in that of the package's current stream, which orders nothing on others.
+        """
         ...
 
     def empty_pinned(self, shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -118,6 +122,10 @@ class Device(Protocol):
 
     def memory(self) -> tuple[int, int]:
         """Return free and total bytes of device memory."""
+        ...
+
+    def release_unused(self) -> None:
+        """Give memory that was freed and is kept for later back to the device, for whoever needs it next."""
         ...
 
     def device_of(self, array: Any) -> int:

@@ -15,6 +15,7 @@ from retinastream.kernels.postprocess import candidates, final_faces
 from retinastream.kernels.preprocess import preprocess
 from retinastream.kernels.sizing import Placement
 from retinastream.pipeline.backend import DetectionRules, Sizing, blank_faces
+from retinastream.pipeline.limit_log import LimitLog
 from retinastream.pipeline.slots import SlotKey, SlotPool
 from retinastream.pipeline.stages import Stage
 from retinastream.types import Faces, Frame
@@ -45,6 +46,7 @@ class CpuBackend:
         self.engine, self.rules, self.sizing, self.batch = engine, rules, sizing, batch
         self.model = engine.model
         self.slots = SlotPool(engine)
+        self.log = LimitLog()
 
     @property
     def info(self) -> EngineInfo:
@@ -99,7 +101,10 @@ class CpuBackend:
         for step in job.passes:
             step.outputs = ()
             self.slots.release(step.key, step.slot)
-        return [self._faces(frame, passes) for frame, passes in zip(job.frames, found, strict=True)]
+        result = [self._faces(frame, passes) for frame, passes in zip(job.frames, found, strict=True)]
+        for faces in result:
+            self.log.observe_faces(faces)
+        return result
 
     def settle(self) -> None:
         """Nothing runs on after its batch was given up."""

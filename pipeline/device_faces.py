@@ -24,7 +24,8 @@ class DeviceFaces:
     cut off (1 candidates lost, 2 candidates beyond the limit, 4 faces beyond max_faces). They are CuPy arrays of their
     own memory, which other packages take by ``__cuda_array_interface__`` or DLPack.
 
-    Work on the stream that was given to ``detect_device`` may use them at once; other streams wait for that one.
+    Work on the stream that was given to ``detect_device`` may use them at once; other streams wait for that one. Their
+    memory is that stream's: they may be dropped while work on it still reads them, but not while work on others does.
     """
 
     def __init__(
@@ -32,6 +33,11 @@ class DeviceFaces:
     ) -> None:
         self.rows, self.counts = rows, counts
         self._device, self._done, self._blanks, self._log = device, done, blanks, log
+
+    @property
+    def device(self) -> Device:
+        """The device that holds them, on which further kernels can be queued."""
+        return self._device
 
     def __len__(self) -> int:
         """Return the number of pictures."""

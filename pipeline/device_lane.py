@@ -78,8 +78,7 @@ class DeviceLane:
             ready = self._device.event()
             self._device.foreign_stream(handle).record(ready)
             self._stream.wait(ready)
-        rows = self._device.empty((len(frames), self._rules.max_faces, ROW), np.float32)
-        counts = self._device.empty((len(frames), 4), np.int32)
+        rows, counts = self._results(len(frames), followed)
         start = 0
         try:
             for group in in_batches(frames, batch):
@@ -90,7 +89,7 @@ class DeviceLane:
             done = self._device.event()
             self._stream.record(done)
             self._running.append((done, (frames, rows, counts)))
-        for handle in sorted(followed) or [LEGACY_STREAM]:
+        for handle in _followers(followed):
             self._device.foreign_stream(handle).wait(done)
         return DeviceFaces(self._device, rows, counts, [done], [blank_faces(frame) for frame in frames], self._log)
 
@@ -102,6 +101,12 @@ class DeviceLane:
             self._running.clear()
             self._network.close()
             self._upload = None
+
+    def _results(self, count: int, followed: set[int]) -> tuple[Any, Any]:
+        """Allocate what the faces go into on the caller's stream, which may still read it when it is dropped."""
+        stream = self._device.foreign_stream(_followers(followed)[0])
+        rows = self._device.empty((count, self._rules.max_faces, ROW), np.float32, stream)
+        return rows, self._device.empty((count, 4), np.int32, stream)
 
     def _queue(self, frames: Sequence[Frame], results: dict[str, Any]) -> None:
         placements = self._sizing.placements(frames[0])
@@ -121,9 +126,14 @@ class DeviceLane:
             if self._upload is not None:
                 self._stream.synchronize()
                 self._upload = None
-            self._upload = self._device.empty((nbytes,), np.uint8)
+            self._upload = self._device.empty((nbytes,), np.uint8, self._stream)
         return self._upload[:nbytes]
 
     def _let_go(self) -> None:
         while self._running and self._running[0][0].done:
             self._running.popleft()
+
+
+def _followers(followed: set[int]) -> list[int]:
+    """Return the streams on which the results may be used at once."""
+    return sorted(followed) or [LEGACY_STREAM]

@@ -165,9 +165,11 @@ class GpuBackend:
         """Give all memory back; batches on their way are finished first."""
         self._ring.release()
         lane, self._lane = self._lane, None
-        if lane is not None:
-            with self.engine.device.current():
+        with self.engine.device.current():
+            if lane is not None:
                 lane.close()
+            # What was freed is kept for streams that are no more.
+            self.engine.device.release_unused()
 
     def _halve(self, error: DeviceMemoryError) -> None:
         is_fixed = self.model.input_shape[0] is not None

@@ -164,7 +164,7 @@ class NetworkMemory:
         if self._bound:
             self._stream.synchronize()
         self.close()
-        self._block = self._device.empty((nbytes,), np.uint8)
+        self._block = self._device.empty((nbytes,), np.uint8, self._stream)
 
     def _bind_pass(self, shape: BatchShape, number: int, regions: dict[str, Region]) -> BoundPass:
         engine, (height, width) = self._engine, shape.inputs[number]

@@ -33,7 +33,7 @@ class GpuSlot:
         self._device: Device = engine.device
         self._rules = rules
         self._stream, self._done, self._ready = self._device.stream(), self._device.event(), self._device.event()
-        self._staging = Staging(self._device)
+        self._staging = Staging(self._device, self._stream)
         self._network = NetworkMemory(engine, self._stream, rules, switch)
         self._result: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
         self._bound: BoundNetwork | None = None  # what was queued and not read
@@ -79,7 +79,7 @@ class GpuSlot:
             self.is_busy = False
             self._bound, self._held = None, []
             self._network.close()
-            self._staging = Staging(self._device)
+            self._staging = Staging(self._device, self._stream)
             self._result = np.zeros(0, np.uint8)
 
     def _queue(self, bound: BoundNetwork, nbytes: int) -> None:

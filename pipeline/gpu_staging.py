@@ -17,7 +17,7 @@ import numpy.typing as npt
 from retinastream.errors import UsageError
 from retinastream.kernels.cuda_faces import PLACED, placed_structures
 from retinastream.kernels.descriptors import FRAME_DESCRIPTOR, describe_frames
-from retinastream.kernels.device import Device
+from retinastream.kernels.device import Device, Stream
 from retinastream.kernels.picture_kernels import record_bytes
 from retinastream.kernels.sizing import Placement
 from retinastream.pipeline.device_pictures import DeviceSurface, address_of, device_of_plane
@@ -74,11 +74,12 @@ class Staged:
 class Staging:
     """A block of pinned memory and its twin on the device, as large as the largest batch so far.
 
-    The caller sees to it that no copy out of the pinned block is under way when it is filled.
+    Copies out of the pinned block are queued on ``stream``, by the caller, who sees to it that none is under way when
+    it is filled.
     """
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self, device: Device, stream: Stream) -> None:
+        self._device, self._stream = device, stream
         self.pinned: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
         self.block: Any = None
         self.moves = 0  # how often the two got other addresses
@@ -121,7 +122,7 @@ class Staging:
         self.moves += 1
         # Dropped first, so that both need not fit at once.
         self.block, self.pinned = None, np.zeros(0, np.uint8)
-        self.block = self._device.empty((nbytes,), np.uint8)
+        self.block = self._device.empty((nbytes,), np.uint8, self._stream)
         self.pinned = self._device.empty_pinned((nbytes,), np.uint8)
 
 

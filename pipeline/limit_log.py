@@ -1,4 +1,4 @@
-"""Says once per source, and counts, what the face kernels had to leave out: it never happens silently."""
+"""Says once per source, and counts, what had to be left out of the faces: it never happens silently."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 # A camera server sees few sources, a folder of pictures is one: beyond these, nothing more is said.
 _MOST_SOURCES = 1000
 
-_NAN = 0  # beside the bits of the overflow count
+_NAN, _SOME_LIMIT = 0, -1  # beside the bits of the overflow count
 _REASONS = {
     _NAN: "the network gave candidates that are not a number, and they were left out: its weights are broken, or its "
     "precision does not suit them (try precision f32)",
@@ -27,6 +27,8 @@ _REASONS = {
     BEYOND_LIMIT: f"more than {PRE_NMS_LIMIT} candidates above the threshold: the best of them were kept; "
     "a higher threshold leaves fewer",
     BEYOND_MAX_FACES: "more faces than max_faces: the best of them were kept",
+    _SOME_LIMIT: f"more than {PRE_NMS_LIMIT} candidates above the threshold, or more faces than max_faces: the best of "
+    "them were kept",
 }
 
 
@@ -45,12 +47,20 @@ class LimitLog:
         for found, row in zip(faces, counts, strict=True):
             self._observe_frame(found, int(row[OVERFLOW]), int(row[NOT_A_NUMBER]))
 
+    def observe_faces(self, found: Faces) -> None:
+        """Look at the faces of a frame, where nothing else was counted."""
+        if found.overflow or found.not_a_number:
+            self._observe_frame(found, _SOME_LIMIT if found.overflow else 0, found.not_a_number)
+
     def _observe_frame(self, found: Faces, overflow: int, not_a_number: int) -> None:
         with self._lock:
             self.frames["overflow"] += bool(overflow)
             self.frames["not_a_number"] += bool(not_a_number)
         if not_a_number:
             self._say(found, _NAN)
+        if overflow == _SOME_LIMIT:
+            self._say(found, _SOME_LIMIT)
+            return
         for bit in (LIST_FULL, BEYOND_LIMIT, BEYOND_MAX_FACES):
             if overflow & bit:
                 self._say(found, bit)

@@ -66,6 +66,8 @@ class JsonlSink:
         for flag in ("corrupt", "interlaced", "overflow"):
             if getattr(faces, flag):
                 record[flag] = True
+        if faces.not_a_number:
+            record["not_a_number"] = faces.not_a_number
         if values.dropped:
             record["not_finite"] = values.dropped
         rows: list[dict[str, Any]] = [
@@ -164,6 +166,7 @@ def _faces(record: dict[str, Any], header: dict[str, Any], path: Path, number: i
             corrupt=record.get("corrupt", False),
             interlaced=record.get("interlaced", False),
             overflow=record.get("overflow", False),
+            not_a_number=record.get("not_a_number", 0),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}, line {number}: not the record of a frame ({error!r})") from error

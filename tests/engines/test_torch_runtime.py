@@ -62,7 +62,9 @@ def arrays_for(engine, batch, height, width, seed=0):
 
 def by_onnxruntime(model, image):
     ort = pytest.importorskip("onnxruntime", reason="the extra onnxruntime is not installed")
-    session = ort.InferenceSession(str(model.path), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
     return session.run(list(model.output_names), {model.input_name: image.astype(np.float32)})
 
 
@@ -229,6 +231,32 @@ def test_a_precision_that_torch_does_not_have_is_refused(model):
         engine_of(model, precision="int8")
 
 
+def test_a_quantised_file_is_refused_with_what_runs_it(model):
+    for precision in ("int8", "fp8"):
+        with pytest.raises(
+            UsageError, match=rf"is {precision}, and runtime torch runs files in f32 and fp16; .*tensorrt"
+        ):
+            engine_of(replace(model, precision=precision), precision="fp16")
+
+
+@pytest.mark.parametrize("precision", ["f32", "fp16"])
+def test_a_file_in_half_precision_runs_in_the_one_that_was_chosen(tiny_model, tmp_path, precision):
+    pytest.importorskip("onnx", reason="the extra export is not installed")
+    from retinastream.engines.precision.half import to_fp16
+
+    to_fp16(tiny_model["fused"], tmp_path / "half.onnx", outside="round")
+    found = read_onnx(tmp_path / "half.onnx")
+    assert found.precision == "fp16"
+    engines = [engine_of(found, precision=precision), engine_of(read_onnx(tiny_model["fused"]), precision=precision)]
+    results = []
+    for engine in engines:
+        image, outputs = arrays_for(engine, 1, 64, 96)
+        engine.bind(image, outputs, STREAM).run()
+        results.append(outputs)
+    for half, single in zip(*results, strict=True):
+        np.testing.assert_allclose(half, single, atol=0.02)
+
+
 def test_a_model_that_torch_cannot_run_is_named(model, tmp_path):
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"nothing")
@@ -246,7 +274,7 @@ def test_a_detector_over_torch_finds_what_the_cpu_finds(precision):
     from retinastream.pipeline.detector import Detector
 
     video = cv2.VideoCapture(str(Path(__file__).resolve().parents[1] / "media" / "sample_4k.mp4"))
-    picture = cv2.resize(video.read()[1], (960, 540), interpolation=cv2.INTER_AREA)
+    picture = cv2.resize(video.read()[1], (640, 360), interpolation=cv2.INTER_AREA)
     model, device = resolve_model("mnet025"), HostDevice()
     with Detector("mnet025", device="cpu", size="native") as detector:
         expected = detector(picture)
@@ -445,6 +473,35 @@ def test_lacking_memory_empties_both_pools_and_says_what_is_free(fake, monkeypat
         assert word in str(caught.value)
     assert "details" not in str(caught.value)
     assert (freed, torch.log) == ([True], ["empty_cache"])
+
+
+def test_a_torch_that_keeps_its_memory_does_not_hide_what_was_wrong(fake, monkeypatch):
+    torch, cuda = fake()
+    freed, asked = [], []
+
+    def refuse():
+        asked.append(lock.held)
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    pool = types.SimpleNamespace(free_all_blocks=lambda: freed.append(True))
+    monkeypatch.setitem(__import__("sys").modules, "cupy", types.SimpleNamespace(get_default_memory_pool=lambda: pool))
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse, raising=False)
+    monkeypatch.setattr(torch_cuda, "_LOCK", lock := CountingLock())
+    with pytest.raises(DeviceMemoryError, match="Tried to allocate 9 GiB"), cuda.memory_errors():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+    assert (freed, asked, lock.held) == ([True], [1], 0)
+
+
+class CountingLock:
+    """Knows how often it is held."""
+
+    held = 0
+
+    def __enter__(self):
+        self.held += 1
+
+    def __exit__(self, *_):
+        self.held -= 1
 
 
 @pytest.mark.parametrize("ending", [None, RuntimeError("capture was invalidated")])

@@ -117,11 +117,13 @@ def check_that_a_foreign_stream_is_not_destroyed():
 
 def check_memory():
     reaches_the_driver(device().empty, (2, 3), np.float16)
+    reaches_the_driver(device().empty, (2, 3), np.float16, device().foreign_stream(2))
     reaches_the_driver(device().empty_pinned, (2, 3), np.float16)
     reaches_the_driver(device().memory)
     accepted(cupy.get_default_memory_pool().free_bytes)
     assert issubclass(cupy.cuda.memory.OutOfMemoryError, MemoryError)
     accepted(cupy.get_default_memory_pool().free_all_blocks)
+    accepted(device().release_unused)
 
 
 def check_copies():

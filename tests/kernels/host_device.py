@@ -46,8 +46,9 @@ class HostDevice:
     """See the module. ``memory_limit`` is in bytes; ``kernel_seed`` starts blocks and threads in a random order.
 
     Counted since the start or ``reset_counts()``: launches, copies_in, copies_out, bytes_in, bytes_out, clears, calls,
-    graph_launches and synchronizations as they were asked for (not what a capture records), and ``executed``, kernels
-    by name as they ran.
+    graph_launches and synchronizations as they were asked for (not what a capture records), ``executed``, kernels by
+    name as they ran, ``allocations``, bytes and the handle of the stream (None: not said) of all device memory, and
+    ``used_when_released``, bytes that were in use whenever unused ones were to be released.
     """
 
     name = "NumPy"
@@ -75,6 +76,8 @@ class HostDevice:
         self.launches = self.copies_in = self.copies_out = self.bytes_in = self.bytes_out = 0
         self.clears = self.calls = self.graph_launches = self.synchronizations = 0
         self.executed = Counter()
+        self.allocations = []
+        self.used_when_released = []
 
     # -- the protocol
 
@@ -102,8 +105,10 @@ class HostDevice:
         self._expect_current()
         return HostEvent(self)
 
-    def empty(self, shape, dtype):
+    def empty(self, shape, dtype, stream=None):
         self._expect_current()
+        if stream is not None and stream.device is not self:
+            raise UsageError(f"memory for a stream of {stream.device.label} was asked of {self.label}")
         self.refuse_in_capture("allocating memory")
         if np.dtype(dtype).kind not in "biuf":
             raise TypeError(f"an array of {np.dtype(dtype)} was asked for; CuPy has numbers only: take its bytes")
@@ -116,6 +121,7 @@ class HostDevice:
             )
         with LOCK:
             self._used += nbytes
+            self.allocations.append((nbytes, None if stream is None else stream.handle))
             return self._block(shape, dtype, nbytes)
 
     def empty_pinned(self, shape, dtype):
@@ -185,6 +191,10 @@ class HostDevice:
         with LOCK:
             self._bury_for_good()
             return self.memory_limit - self._used, self.memory_limit
+
+    def release_unused(self):
+        free, total = self.memory()
+        self.used_when_released.append(total - free)
 
     def device_of(self, array):
         memory = memory_of(array)

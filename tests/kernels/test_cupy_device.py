@@ -44,6 +44,13 @@ class FakeStream:
     def __init__(self, ptr=0x50, fails=()):
         self.ptr, self.fails, self.calls, self.capturing = ptr, fails, [], False
 
+    def __enter__(self):
+        self.calls.append("current")
+        return self
+
+    def __exit__(self, *_):
+        self.calls.append("no longer")
+
     def wait_event(self, event):
         self._do("wait")
 
@@ -256,6 +263,8 @@ def test_memory_that_is_short_is_looked_for_once_more(monkeypatch, succeeds):
         raise FakeOutOfMemoryError
 
     pool = types.SimpleNamespace(free_all_blocks=lambda: calls.append("free"))
+    torch = types.SimpleNamespace(is_initialized=lambda: True, empty_cache=lambda: calls.append("free torch's"))
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=torch))
     device = fake_device(empty=empty, get_default_memory_pool=lambda: pool)
     monkeypatch.setattr(device, "memory", lambda: (3_000_000, 16_000_000_000), raising=False)
     if succeeds:
@@ -266,7 +275,32 @@ def test_memory_that_is_short_is_looked_for_once_more(monkeypatch, succeeds):
             match=r"2\.0 MB were asked for on cuda:0 \(NVIDIA H200\), and 3\.0 MB of 16,000\.0 MB are free; take a ",
         ):
             device.empty((1000, 1000), np.float16)
-    assert calls == ["empty", "free", "empty"]
+    assert calls == ["empty", "free", "free torch's", "empty"]
+
+
+def test_a_torch_that_keeps_its_memory_while_it_records_is_no_further_error(monkeypatch):
+    def refuse():
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    def empty(shape, dtype):
+        raise FakeOutOfMemoryError
+
+    torch = types.SimpleNamespace(is_initialized=lambda: True, empty_cache=refuse)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=torch))
+    pool = types.SimpleNamespace(free_all_blocks=lambda: None)
+    device = fake_device(empty=empty, get_default_memory_pool=lambda: pool)
+    monkeypatch.setattr(device, "memory", lambda: (0, 16), raising=False)
+    with pytest.raises(DeviceMemoryError, match="were asked for"):
+        device.empty((2, 3), np.float16)
+
+
+def test_memory_for_a_stream_comes_from_what_the_pool_keeps_for_it():
+    stream = FakeStream()
+    device = fake_device(empty=lambda shape, dtype: stream.calls.append("empty"))
+    device.empty((2, 3), np.float16, CuPyStream(device._cupy, stream))
+    assert stream.calls == ["current", "empty", "no longer"]
+    with pytest.raises(UsageError, match=r"wrap it with Device\.foreign_stream"):
+        device.empty((2, 3), np.float16, stream)
 
 
 def test_a_pinned_array_is_the_beginning_of_a_longer_buffer():
@@ -399,6 +433,17 @@ def test_the_device_is_current_where_it_was_made_so(device):
 def test_arrays_are_aligned(device):
     arrays = [device.empty((size,), np.uint8) for size in (1, 3, 255, 257, 511, 1000)]
     assert all(array.data.ptr % 256 == 0 for array in arrays)
+
+
+@pytest.mark.gpu
+def test_memory_freed_with_work_queued_is_given_out_on_its_own_stream_alone(device):
+    first, other = device.stream(), device.stream()
+    array = device.empty((1 << 20,), np.uint8, first)
+    address = array.data.ptr
+    del array
+    assert device.empty((1 << 20,), np.uint8, other).data.ptr != address
+    assert device.empty((1 << 20,), np.uint8).data.ptr != address
+    assert device.empty((1 << 20,), np.uint8, first).data.ptr == address
 
 
 @pytest.mark.gpu

@@ -228,6 +228,23 @@ def test_decoded_frames_are_read_after_their_decoder_whatever_stream_is_given(pi
     device.check()
 
 
+@pytest.mark.parametrize("way", ["given", "declared", "default"])
+def test_results_are_memory_of_the_stream_that_may_use_them_at_once(pictures, way):
+    """It may drop them while it reads them: whoever gets their memory next comes after it. All else is the lane's."""
+    device = HostDevice()
+    with device.current():
+        stream = device.foreign_stream(0) if way == "default" else device.stream()
+    with detector_on_host(device) as detector:
+        produced = Produced(device, pictures[0], stream, stream.handle if way == "declared" else None)
+        device.allocations.clear()
+        faces = detector.detect_device(produced, stream=stream.handle if way == "given" else None)
+    theirs = [nbytes for nbytes, handle in device.allocations if handle == stream.handle]
+    assert theirs == [faces.rows.nbytes, faces.counts.nbytes]
+    others = {handle for _, handle in device.allocations} - {stream.handle}
+    assert len(others) == 1
+    assert not {None, 0} & others
+
+
 class OnlyDlpack:
     """An array that can be taken by DLPack alone."""
 

@@ -291,11 +291,13 @@ def test_frames_keep_their_identity(tiny):
     assert (faces.index, faces.source, faces.pts, faces.corrupt, faces.interlaced) == (12, "clip", 2.5, True, True)
 
 
-def test_more_faces_than_wanted_are_cut_and_said(tiny_model):
-    image = picture_of()
-    with Detector(tiny_model["fused"], size="native", threads=2, threshold=0.0, iou=1.0, max_faces=3) as few:
-        faces = few(image)
+def test_more_faces_than_wanted_are_cut_and_said(tiny_model, caplog):
+    with Detector(tiny_model["fused"], threshold=0.1, max_faces=3, size="native", threads=1) as detector:
+        faces = detector(picture_of())
+        detector(picture_of(1))
     assert (len(faces), faces.overflow) == (3, True)
+    assert caplog.text.count("or more faces than max_faces") == 1
+    assert detector.backend.log.frames["overflow"] == 2
 
 
 def test_leaving_a_stream_early_ends_its_threads(tiny):

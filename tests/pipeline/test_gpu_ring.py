@@ -65,6 +65,21 @@ def in_threads(count, work):
         raise failures[0]
 
 
+# --- memory of slots -------------------------------------------------------------------------------------------------
+
+
+def test_all_memory_of_a_slot_is_asked_for_on_its_stream(pictures):
+    """CuPy gives out freed memory in the order of a stream: what another one has queued may still write to it."""
+    device = HostDevice()
+    with detector_on_host(device, batch=2, streams=2) as detector:
+        detector(pictures)
+        detector([np.vstack([picture] * 2) for picture in pictures[:2]])  # larger: new memory
+    streams = [stream for _, stream in device.allocations]
+    assert len(streams) >= 6
+    assert len(set(streams)) == 2
+    assert not {None, 0} & set(streams)
+
+
 # --- memory of frames ------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +322,7 @@ def test_closing_gives_all_memory_back_and_twice_is_no_harm(pictures, expected):
     with device.current():
         free, total = device.memory()
     assert free == total
+    assert device.used_when_released == [0]  # by then all of it was free
     assert_faces(detector.backend.collect(job), expected[:1])
     with pytest.raises(UsageError, match="closed"):
         detector(pictures[0])

@@ -35,7 +35,8 @@ def test_every_plane_arrives_as_it_is(batch):
     """Wherever it lay and whatever its pitch; the block is copied as the slot copies it."""
     device = HostDevice()
     with device.current():
-        staging, stream = Staging(device), device.stream()
+        stream = device.stream()
+        staging = Staging(device, stream)
         staged = staging.fill(batch, placements_of(batch[0]))
         device.copy_in(staging.block[: staged.nbytes], staging.pinned[: staged.nbytes], stream)
         stream.synchronize()
@@ -57,7 +58,7 @@ def test_planes_do_not_overlap_each_other_or_the_parameters():
     batch = [make_frame(name, 65, 33, seed=seed) for seed, name in enumerate(sorted(PIXEL_FORMATS))]
     device = HostDevice()
     with device.current():
-        staging = Staging(device)
+        staging = Staging(device, device.stream())
         staged = staging.fill(batch, placements_of(batch[0]))
         first = staging.block.ctypes.data
     records, _ = described(staging, len(batch), 1)
@@ -76,7 +77,7 @@ def test_planes_on_the_device_are_told_by_their_own_addresses_and_not_copied():
     here = make_frame("nv12", 320, 192)
     there = on_device(here, device)
     with device.current():
-        staging = Staging(device)
+        staging = Staging(device, device.stream())
         staged = staging.fill([here, there], placements_of(here))
     records, _ = described(staging, 2, 1)
     assert [int(v) for v in records[1]["planes"][:2]] == [plane.address for plane in there.planes]
@@ -90,7 +91,7 @@ def test_every_pass_has_descriptors_of_its_own_and_all_share_what_maps_back():
     frame = make_frame("nv12", 1000, 300)
     placements = placements_of(frame, "pyramid")
     with device.current():
-        staging = Staging(device)
+        staging = Staging(device, device.stream())
         staging.fill([frame, frame], placements)
     widths = [[int(v) for v in described(staging, 2, 2, number)[0]["placed_width"]] for number in range(2)]
     assert widths == [[1000, 1000], [640, 640]]
@@ -104,7 +105,7 @@ def test_the_block_moves_for_a_larger_batch_only(larger_first):
     device = HostDevice()
     batches = [[make_frame("nv12", 64, 32)], [make_frame("nv12", 640, 320)]]
     with device.current():
-        staging, blocks = Staging(device), []
+        staging, blocks = Staging(device, device.stream()), []
         for batch in batches[::-1] if larger_first else batches:
             staging.fill(batch, placements_of(batch[0]))
             blocks.append(staging.block)

@@ -116,7 +116,7 @@ def test_images_carry_their_names(tmp_path):
 
 
 def test_jsonl_records(tmp_path):
-    odd = replace(Faces(index=5, width=640, height=360), corrupt=True, interlaced=True, overflow=True)
+    odd = replace(Faces(index=5, width=640, height=360), corrupt=True, interlaced=True, overflow=True, not_a_number=7)
     summary = {"written": 2, "rate": float("inf"), "base": Fraction(1, 30), "path": Path("x"), "n": np.int64(3)}
     path = write_all(
         JsonlSink(tmp_path / "j", HEADER), [Faces(width=1920, height=1080), odd], complete=False, **summary
@@ -127,7 +127,7 @@ def test_jsonl_records(tmp_path):
     assert first == {"type": "frame", "index": 0, "pts": None, "faces": []}
     assert second == {
         **{"type": "frame", "index": 5, "pts": None, "width": 640, "height": 360},
-        **{"corrupt": True, "interlaced": True, "overflow": True, "faces": []},
+        **{"corrupt": True, "interlaced": True, "overflow": True, "not_a_number": 7, "faces": []},
     }
     assert end == {"written": 2, "rate": None, "base": "1/30", "path": "x", "n": 3, "type": "end", "complete": False}
 
@@ -167,6 +167,7 @@ def any_faces(draw):
         corrupt=draw(st.booleans()),
         interlaced=draw(st.booleans()),
         overflow=draw(st.booleans()),
+        not_a_number=draw(st.integers(0, 3)),
     )
 
 
@@ -187,7 +188,7 @@ def test_jsonl_round_trip(tmp_path_factory, frames):
         assert (got.track_ids is None) == (put.track_ids is None)
         if put.track_ids is not None:
             np.testing.assert_array_equal(got.track_ids, put.track_ids)
-        for name in ("source", "index", "pts", "width", "height", "corrupt", "interlaced", "overflow"):
+        for name in ("source", "index", "pts", "width", "height", "corrupt", "interlaced", "overflow", "not_a_number"):
             assert getattr(got, name) == getattr(put, name)
 
 

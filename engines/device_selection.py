@@ -85,7 +85,8 @@ def _choose_gpu(device: str, index: int | None, runtime: str, *, is_demanded: bo
         if device == "auto":
             demand = "--require gpu" if runtime == "auto" else f"runtime {runtime!r}"
             raise SetupError(f"{demand} was given, and no GPU can be used: {found.problem}")
-        raise SetupError(f"device {device!r} cannot be used: {found.problem}; or choose the CPU with --device cpu")
+        other_way = "; or choose the CPU with --device cpu" if "cpu" in runs_on(runtime) else ""
+        raise SetupError(f"device {device!r} cannot be used: {found.problem}{other_way}")
     if found.is_surprise:
         logger.warning("the network runs on the CPU although there seems to be a GPU: %s", found.problem)
     return DeviceChoice("cpu", 0, f"no GPU can be used: {found.brief or found.problem}")

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from retinastream.engines.cpu import cpu_count, cpu_name, has_fast_bf16
 from retinastream.engines.engine import EngineInfo, InputKind, input_shape
+from retinastream.engines.openvino_core import openvino_core
 from retinastream.errors import MissingPackageError, ModelError, UsageError
 from retinastream.kernels.preprocess import normalise
 from retinastream.models.onnx_file import OnnxModel
@@ -132,7 +133,7 @@ def _check_precision(precision: str) -> None:
 
 def _compile(ov: Any, model: OnnxModel, options: dict[str, Any], size: tuple[int, int, int] | None) -> Any:
     """Compile for one (batch, height, width) of normalised floats, or, without, for any size of uint8 BGR."""
-    core = ov.Core()
+    core = openvino_core(ov)
     try:
         network = core.read_model(str(model.path))
         steps = ov.preprocess.PrePostProcessor(network)

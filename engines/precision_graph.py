@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
+from retinastream.engines.cache.durable import make_private_folder
 from retinastream.engines.cache.folder import engines_dir
 from retinastream.engines.tensorrt.plan_source import NetworkIo
 from retinastream.errors import ModelError, UsageError
@@ -23,6 +24,7 @@ CALIBRATION_KEY = "retinastream.calibration"
 INPUT_SCALE_KEY = "retinastream.input_scale"
 # Raised whenever a conversion gives another graph for the same file.
 RECIPE_VERSION = 1
+PRECISIONS = ("f32", "fp16", "int8")
 _GRAPH_TYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -55,24 +57,32 @@ def precision_graph(model: OnnxModel, precision: str, folder: Path | None = None
             f"{model.path} is {model.precision} and {precision} was asked for; use --precision {model.precision}, or "
             "give the float32 file that it was made from"
         )
-    folder = folder or graphs_dir()
     if precision == "int8":
+        folder = folder or graphs_dir()
         kept = sorted(folder.glob(kept_int8_path(model, "*").name), key=lambda path: path.stat().st_mtime)
         if kept:
             return describe_graph(read_onnx(kept[-1], name=model.name))
         raise UsageError(
             f"{model.path} is float32, and int8 needs pictures to be calibrated with: make the int8 file with "
             "`retinastream engine quantize` and give that, or use `retinastream engine build --precision int8 "
-            "--calibrate`"
+            "--calibration`"
         )
     if precision != "fp16":
-        raise UsageError(f"precision {precision!r} is not available on tensorrt; allowed are f32, fp16 and int8")
-    return describe_graph(_converted(model, folder))
+        raise UsageError(f"precision {precision!r} is not available on tensorrt; allowed are {', '.join(PRECISIONS)}")
+    return describe_graph(_converted(model, folder or make_graphs_dir()))
 
 
 def graphs_dir() -> Path:
     """Return the folder of graphs that were converted for engines."""
     return engines_dir() / "graphs"
+
+
+def make_graphs_dir() -> Path:
+    """Make that folder, and the one of engines around it, for this user alone; OutputError where that cannot be."""
+    # Not left to whoever writes a graph: made with a common umask, the folder of engines would be refused afterwards.
+    make_private_folder(engines_dir())
+    make_private_folder(graphs_dir())
+    return graphs_dir()
 
 
 def kept_int8_path(model: OnnxModel, calibration: str) -> Path:

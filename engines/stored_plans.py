@@ -23,10 +23,14 @@ from retinastream.models.onnx_file import OnnxModel
 
 logger = logging.getLogger(__name__)
 
-_LOG_SECONDS = 5.0
+# With two looks a second a line comes before five seconds are over.
+_LOG_SECONDS = 4.5
 # An engine per size suits videos. A folder of pictures may have hundreds of sizes, and a build takes minutes: after so
 # many the next engine takes them all, somewhat slower.
 _MOST_SIZES = 4
+# Where such an engine is kept already, this many are built for one size before it is used: a video gets its own, and
+# the next folder of pictures does not begin with four builds again.
+_MOST_BUILT_BESIDE = 1
 _LARGE_SIDE = 3840
 ANY_SIZE_NOTE = "for_any_size"
 
@@ -58,6 +62,7 @@ class StoredPlans:
         self._may_build = may_build
         self._on_progress = on_progress
         self._loaded: list[LoadedPlan] = []
+        self._built = 0
 
     @property
     def io(self) -> NetworkIo:
@@ -93,6 +98,7 @@ class StoredPlans:
             on_progress=report,
             on_wait=logger.warning,
         )
+        self._built += obtained.built
         for remark in obtained.remarks:
             logger.info("%s", remark)
         return obtained.engine
@@ -109,7 +115,8 @@ class StoredPlans:
         name = self._graph.model.input_name
         has_many = len(self._loaded) >= _MOST_SIZES
         for entry in admitting_entries(self._cache, key, name, shape):
-            if has_many or ANY_SIZE_NOTE not in entry.sidecar.build.notes:
+            is_wide = ANY_SIZE_NOTE in entry.sidecar.build.notes
+            if not is_wide or has_many or self._built >= _MOST_BUILT_BESIDE:
                 return _options_of(entry, name)
         if has_many and self._graph.model.input_shape[2:] == (None, None):
             return replace(wanted, profiles=(self._wide_profile(profile),))

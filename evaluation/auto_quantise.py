@@ -81,7 +81,7 @@ def auto_quantise(
 
     def told(done: int, total: int) -> None:
         if progress is not None:
-            progress("ranking layers", done, total)
+            progress("ranking", done, total)
 
     ranking = rank_layers(quantiser, chosen, noise, told)
     reports: dict[int, PrecisionReport] = {}

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retinastream.engines.cpu import cpu_count
+from retinastream.engines.openvino_core import openvino_core
 from retinastream.errors import MissingPackageError, ModelError, UsageError
 from retinastream.kernels.align import ARCFACE_SIZE
 from retinastream.models.onnx_graph import FLOAT, OnnxGraph, Tensor, file_sha256, read_graph
@@ -198,7 +199,7 @@ def _load_openvino(path: Path, image: Tensor, threads: int) -> Forward:
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
     assert image.shape is not None
     try:
-        core = ov.Core()
+        core = openvino_core(ov)
         network = core.read_model(str(path))
         network.reshape([-1 if size is None else size for size in (image.shape[0], *_spatial(image))])
         request = core.compile_model(network, "CPU", options).create_infer_request()

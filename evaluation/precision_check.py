@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from retinastream.engines.device_selection import choose_device
 from retinastream.engines.precision.model_files import import_onnx
 from retinastream.errors import InputError, ModelError
 from retinastream.evaluation.agreement import Rules, agreement
@@ -81,18 +82,30 @@ def check_precision(
     size: str = "native",
     spec: DetectorSpec | None = None,
     runtime: str = "onnxruntime",
+    device: str = "cpu",
     threads: int = 0,
     max_frames: int | None = None,
     progress: Progress | None = None,
 ) -> PrecisionReport:
     """Run both models over ``on`` and return what the candidate loses.
 
-    ``limits`` are by default those of the candidate's precision, see LIMITS. Both run on ``runtime``, so that the
-    difference is that of the files. Raises ModelError for models that cannot be compared, InputError for pictures that
-    cannot be read or without any face, UsageError for values that are not allowed.
+    ``limits`` are by default those of the candidate's precision, see LIMITS. Both run on ``runtime`` on the CPU, so
+    that the difference is that of the files; with ``device`` "cuda" or "cuda:N" the candidate runs there as a TensorRT
+    engine, which is built where there is none, and the difference is that of the engine.
+
+    Raises ModelError for models that cannot be compared, InputError for pictures that cannot be read or without any
+    face, UsageError for values that are not allowed, and SetupError for a GPU that cannot be used.
     """
     with PrecisionGate(
-        reference, on, size=size, spec=spec, runtime=runtime, threads=threads, max_frames=max_frames, progress=progress
+        reference,
+        on,
+        size=size,
+        spec=spec,
+        runtime=runtime,
+        device=device,
+        threads=threads,
+        max_frames=max_frames,
+        progress=progress,
     ) as gate:
         return gate.check(candidate, limits)
 
@@ -111,6 +124,7 @@ class PrecisionGate:
         size: str = "native",
         spec: DetectorSpec | None = None,
         runtime: str = "onnxruntime",
+        device: str = "cpu",
         threads: int = 0,
         max_frames: int | None = None,
         progress: Progress | None = None,
@@ -119,7 +133,10 @@ class PrecisionGate:
         if self._model.precision != "f32":
             raise ModelError(f"the reference {reference} is {self._model.precision}; expected the float32 model")
         self._on = on
-        self._settings: dict[str, Any] = {"size": size, "runtime": runtime, "threads": threads}
+        if device != "cpu":
+            choose_device(device, "gpu", runtime="tensorrt")  # rather than after the reference has run
+        self._device = device
+        self._settings: dict[str, Any] = {"size": size, "runtime": runtime, "threads": threads, "device": "cpu"}
         self._max_frames = max_frames
         self._progress = progress
         self._found: _Found | None = None
@@ -134,7 +151,8 @@ class PrecisionGate:
 
     def check(self, candidate: str | Path, limits: Limits | None = None) -> PrecisionReport:
         """Run a candidate and return what it loses; see ``check_precision``."""
-        import_onnx()  # without it the candidate would not be computed in its precision, see OnnxRuntimeEngine
+        if self._device == "cpu":
+            import_onnx()  # without it the candidate would not be computed in its precision, see OnnxRuntimeEngine
         other = resolve_model(Path(candidate), spec=self._model.spec)
         limits = limits or LIMITS.get(other.precision, LIMITS["fp16"])
         if self._found is None:
@@ -143,7 +161,9 @@ class PrecisionGate:
         return self._report(self._found, found, other, limits)
 
     def _run(self, role: str, model: OnnxModel) -> _Found:
-        settings = {**self._settings, "device": "cpu", "threshold": LOW_SCORE, "clip": False, "spec": model.spec}
+        settings = {**self._settings, "threshold": LOW_SCORE, "clip": False, "spec": model.spec}
+        if role == "candidate" and self._device != "cpu":
+            settings |= {"device": self._device, "runtime": "tensorrt", "precision": model.precision}
         with Detector(model.path, **settings) as detector:
             return self._results(detector, role)
 
@@ -152,15 +172,16 @@ class PrecisionGate:
             if self._progress is not None:
                 self._progress(role, done, total)
 
+        ran = {"runtime": detector.info.runtime, "device": detector.info.device}
         if isinstance(self._on, LabelledSet):
-            return _Found(predict(detector, [picture.path for picture in self._on.pictures], progress=tell))
+            return _Found(ran, predict(detector, [picture.path for picture in self._on.pictures], progress=tell))
         if isinstance(self._on, WiderSet):
             rows, _ = predict_pictures(detector, self._on.pictures, progress=tell)
-            return _Found([], rows)
-        return _Found(predict_media(detector, self._on, max_frames=self._max_frames, progress=tell))
+            return _Found(ran, [], rows)
+        return _Found(ran, predict_media(detector, self._on, max_frames=self._max_frames, progress=tell))
 
     def _report(self, one: _Found, other: _Found, candidate: OnnxModel, limits: Limits) -> PrecisionReport:
-        names = _describe(self._model), _describe(candidate)
+        names = {**_describe(self._model), **one.ran}, {**_describe(candidate), **other.ran}
         if isinstance(self._on, WiderSet):
             losses = _wider_losses(self._on, one, other, limits)
             return PrecisionReport(*names, kind="wider", on={"pictures": len(self._on.pictures)}, losses=losses)
@@ -191,8 +212,9 @@ class PrecisionGate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """What one model found: faces per picture, or rows per picture of WIDER FACE."""
+    """What one model found, and where it ``ran``: faces per picture, or rows per picture of WIDER FACE."""
 
+    ran: dict[str, Any]
     faces: list[Faces]
     rows: dict[str, Any] = field(default_factory=dict)
 

@@ -77,6 +77,19 @@ class PrecisionReport:
     agreement: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what the figures cannot say: of few faces each counts for more than what may be lost."""
+        faces = self.on.get("faces")
+        least = min(loss.limit for loss in self.losses)
+        if not faces or not least or 100.0 / faces <= least:
+            return ()
+        wanted = math.ceil(100.0 / least)
+        return (
+            f"of {faces} faces one is {100.0 / faces:.2g} points, more than the {least:g} that may be lost: give a set "
+            f"of {wanted} faces or more for a verdict that says something",
+        )
+
+    @property
     def passed(self) -> bool:
         """Whether every loss is within its limit."""
         return all(loss.passed for loss in self.losses)
@@ -89,7 +102,9 @@ class PrecisionReport:
     def to_dict(self) -> dict[str, Any]:
         """All numbers as JSON can hold them."""
         rows = [{**asdict(loss), "passed": loss.passed} for loss in self.losses]
-        plain: dict[str, Any] = finite({**asdict(self), "losses": rows, "passed": self.passed})
+        plain: dict[str, Any] = finite(
+            {**asdict(self), "losses": rows, "passed": self.passed, "remarks": list(self.remarks)}
+        )
         return plain
 
 

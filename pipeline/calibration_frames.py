@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -28,7 +28,8 @@ class CalibrationFrames:
 
     ``sources`` are pictures, folders with what is below them, patterns and videos. A picture comes as network input of
     ``model`` at the size policy ``size``: (1, 3, height, width) float32. After a pass ``delivered`` says how many
-    pictures there were and ``unreadable`` names what could not be read, which is logged and left out.
+    pictures there were and ``unreadable`` names what could not be read, which is logged and left out. ``progress`` is
+    told how many of a pass have been used, and how many there are.
 
     Raises UsageError for values that are not allowed; InputError for sources that do not exist and, while reading,
     where nothing could be read.
@@ -41,6 +42,7 @@ class CalibrationFrames:
         *,
         size: str = "fit:1280",
         count: int = DEFAULT_COUNT,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if not sources:
             raise UsageError("there is nothing to calibrate with; give pictures, a folder of them, or a video")
@@ -54,14 +56,18 @@ class CalibrationFrames:
             raise found.failures[0][1]
         self._inputs = found.inputs
         self._count = count
+        self._progress = progress or (lambda _done, _total: None)
         self.delivered = 0
+        self._wanted = 0
         self.unreadable: list[str] = []
 
     def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:
         """Read the pictures from the first one on."""
         self.delivered, self.unreadable = 0, []
         lengths = [_length(item) for item in self._inputs]
-        for item, length, share in zip(self._inputs, lengths, shares(lengths, self._count), strict=True):
+        given = shares(lengths, self._count)
+        self._wanted = sum(given)
+        for item, length, share in zip(self._inputs, lengths, given, strict=True):
             if share:
                 yield from self._of(item, max(1, length // share), share)
         if not self.delivered:
@@ -87,6 +93,7 @@ class CalibrationFrames:
                 preprocess([frame], [placement], spec, picture)
                 yield picture
             self.delivered += 1
+            self._progress(self.delivered, self._wanted)
 
 
 def shares(lengths: Sequence[int], count: int) -> list[int]:

@@ -50,7 +50,7 @@ def check_room(folder: Path, room: int) -> None:
         raise failure(folder, error) from error
     if free < room + _RESERVE:
         raise OutputError(
-            f"the engine cache {folder} has {free / 1e6:.0f} MB free and about {(room + _RESERVE) / 1e6:.0f} MB are "
+            f"the engine cache {folder} has {free / 1e6:.1f} MB free and about {(room + _RESERVE) / 1e6:.1f} MB are "
             f"needed; free some room (`retinastream engine prune` removes engines), or: {_ELSEWHERE}"
         )
 

@@ -21,6 +21,7 @@ from retinastream.errors import SetupError
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
+_NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -60,8 +61,9 @@ def is_free(path: Path) -> bool:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return True
-    except OSError:
-        return False
+    except OSError as error:
+        # Not a sign of a holder: whoever takes it next is told why that cannot be.
+        return error.errno in _NOT_WRITABLE
     try:
         return _try_lock(descriptor) == "held"
     finally:

@@ -53,6 +53,8 @@ def import_engine(cache: EngineCache, source: Path, *, trust: bool) -> tuple[Ent
     Raises UntrustedPlanError without ``trust``, InputError where the source cannot be read, DamagedPlanError where it
     is not what was exported.
     """
+    if not source.exists():
+        raise InputError(f"{source}: there is no such file or folder; give what `retinastream engine export` wrote")
     if not trust:
         raise UntrustedPlanError(
             f"{source} holds an engine, and an engine is code that runs with your rights; nothing in the file can "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from retinastream.engines.cache.errors import UntrustedPlanError
+from retinastream.errors import SetupError
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _WHY = "an engine is code that runs with your rights, so only what nobody else can write is loaded"
@@ -24,7 +25,7 @@ def open_folder(folder: Path) -> Iterator[int]:
     """Open the cache's folder; yields its descriptor.
 
     Raises FileNotFoundError where there is none, UntrustedPlanError where it is a link, somebody else's, or writable by
-    others.
+    others, SetupError where it cannot be opened.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -33,6 +34,10 @@ def open_folder(folder: Path) -> Iterator[int]:
         raise UntrustedPlanError(
             f"the engine cache {folder} is {what}; {_WHY}. Remove it, or set RETINASTREAM_CACHE"
         ) from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise SetupError(f"the engine cache {folder} cannot be read: {error.strerror}. {_TAKE}") from error
     try:
         check_owner(os.fstat(descriptor), f"the engine cache {folder}", f"chmod go-w '{folder}'")
         yield descriptor
@@ -45,15 +50,18 @@ def open_trusted(folder: int, name: str, shown: Path) -> Iterator[BinaryIO]:
     """Open a file of the folder for reading; ``shown`` is its path in messages.
 
     Raises FileNotFoundError where there is none, UntrustedPlanError where it is a link or no ordinary file, somebody
-    else's, or writable by others.
+    else's, writable by others, or not to be opened by this user.
     """
     try:
         # Without O_NONBLOCK the opening of a pipe that somebody left there would wait for ever.
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
     except OSError as error:
-        if not shown.is_symlink():
+        if shown.is_symlink():
+            raise UntrustedPlanError(f"{shown} is a symbolic link; {_WHY}. Remove it; {_INSTEAD}") from error
+        if not isinstance(error, PermissionError):
             raise
-        raise UntrustedPlanError(f"{shown} is a symbolic link; {_WHY}. Remove it; {_INSTEAD}") from error
+        # As a command that was run by sudo leaves it in the folder of the user.
+        raise UntrustedPlanError(f"{shown} cannot be opened by this user: {error.strerror}. Remove it") from error
     with os.fdopen(descriptor, "rb") as file:
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):

@@ -99,7 +99,7 @@ def check_enough(calibration: Calibration, *, force: bool) -> None:
     """Refuse pictures that say little about what the model will see. Raises InputError, unless ``force``."""
     problem = None
     if calibration.pictures < FEWEST_PICTURES:
-        problem = f"{calibration.pictures} pictures are few to calibrate with; expected at least {FEWEST_PICTURES}"
+        problem = f"too few pictures to calibrate with: {calibration.pictures}; expected at least {FEWEST_PICTURES}"
     elif not calibration.with_faces:
         problem = (
             f"the model sees no face in any of the {calibration.pictures} calibration pictures; expected pictures like "

@@ -64,7 +64,7 @@ def quantise_with_modelopt(
     batch = together(pictures)
     if len(batch) < FEWEST_PICTURES and not force:
         raise InputError(
-            f"{len(batch)} pictures are few to calibrate with; expected at least {FEWEST_PICTURES}. Add some, or pass "
+            f"too few pictures to calibrate with: {len(batch)}; expected at least {FEWEST_PICTURES}. Add some, or pass "
             "--force (force=True)"
         )
     onnx = import_onnx()

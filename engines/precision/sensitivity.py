@@ -3,7 +3,7 @@
 Judging a choice of layers by detections is dear, so it is done rarely. First every layer is quantised alone and the
 change of the raw outputs measured on a few pictures, which is cheap and ranks the layers. Then the worst ones are left
 out, twice as many each time until the judge is content, and the least number between is found by halving: for fifty
-layers seven judgements or fewer.
+layers thirteen judgements or fewer.
 """
 
 from __future__ import annotations

@@ -67,8 +67,6 @@ def simulate_graph(model: Any) -> Any:
             taken[image.name] = f"{image.name}_given"
             nodes += _pair(onnx, image.name, taken[image.name])
     for node in list(graph.node):
-        if node.op_type == "Cast" and node.attribute[0].i == half:
-            node.attribute[0].i = single
         for position, name in enumerate(node.input):
             node.input[position] = taken.get(name, name)
         nodes.append(node)

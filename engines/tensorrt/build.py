@@ -65,7 +65,7 @@ def build_plan(
 ) -> BuiltPlan:
     """Build a plan for ``device`` and load it once, to see that it can be.
 
-    ``on_progress`` is called on this thread, twice a second and at every new phase. Setting ``stop`` ends the build
+    ``on_progress`` is called on this thread, twice a second and once at the end. Setting ``stop`` ends the build
     with EngineBuildStoppedError; Ctrl-C ends it with KeyboardInterrupt, the second one without waiting for TensorRT.
     No two builds should run on one GPU at a time, nor a build beside other work: what is measured would be wrong.
 

@@ -90,14 +90,18 @@ def _check_declared(declared: Sequence[int], low: Sequence[int], high: Sequence[
 
 def _use_timing_cache(config: trt.IBuilderConfig, blob: bytes) -> None:
     """Attach the measurements of earlier builds; those of another GPU or version are left out, never forced."""
+    if blob and _attach(config, blob, "the timing cache is of another GPU or TensorRT and is not used"):
+        return
+    _attach(config, b"", "what this build measures cannot be kept for the next one")
+
+
+def _attach(config: trt.IBuilderConfig, blob: bytes, complaint: str) -> bool:
     mark = RING.mark()
     cache: trt.ITimingCache | None = config.create_timing_cache(blob)
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
-        return
-    if blob:
-        logger.warning(failure_text("the timing cache is of another GPU or TensorRT and is not used", RING.since(mark)))
-        empty = config.create_timing_cache(b"")
-        config.set_timing_cache(empty, ignore_mismatch=False)
+        return True
+    logger.warning(failure_text(complaint, RING.since(mark)))
+    return False
 
 
 def _text(shape: Sequence[int]) -> str:

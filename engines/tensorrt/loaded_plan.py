@@ -58,7 +58,6 @@ class LoadedPlan:
         self.tensors = _read_tensors(engine)
         self.profile_count = int(engine.num_optimization_profiles)
         self.aux_streams = int(engine.num_aux_streams)
-        self.layer_count = int(engine.num_layers)
         self.scratch_sizes = tuple(
             int(engine.get_device_memory_size_for_profile_v2(number)) for number in range(self.profile_count)
         )
@@ -69,16 +68,6 @@ class LoadedPlan:
         if self._engine is None:
             raise EngineError("the engine is closed; create a new one")
         return self._engine
-
-    @property
-    def inputs(self) -> tuple[EngineTensor, ...]:
-        """Its inputs in the order of the engine."""
-        return tuple(tensor for tensor in self.tensors if tensor.mode == "input")
-
-    @property
-    def outputs(self) -> tuple[EngineTensor, ...]:
-        """Its outputs in the order of the engine."""
-        return tuple(tensor for tensor in self.tensors if tensor.mode == "output")
 
     def create_context(self) -> trt.IExecutionContext:
         """Create a context without memory of its own; DeviceMemoryError where the GPU has no room for its rest."""

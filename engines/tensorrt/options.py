@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -45,12 +44,6 @@ class ShapeProfile:
                     f"the {names} shapes of a profile are {_text(low)} and {_text(high)}; expected smallest <= best "
                     "<= largest in every dimension"
                 )
-
-    def admits(self, shape: Sequence[int]) -> bool:
-        """Whether an input of this shape lies within the profile."""
-        return len(shape) == 4 and all(
-            low <= value <= high for low, value, high in zip(self.minimum, shape, self.maximum, strict=True)
-        )
 
     def __str__(self) -> str:
         """Write it like ``1x3x736x1280..8x3x736x1280``."""
@@ -116,10 +109,6 @@ class BuildOptions:
         """Make options of what ``builder_values`` returned; names of another version are left out."""
         known = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
         return cls(**{**known, "profiles": profiles, "hardware_compatibility": hardware_compatibility})
-
-    def canonical_json(self) -> str:
-        """Return text that is the same for equal options: names sorted, no spaces."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
 
 def profile_for(height: int, width: int, batches: Sequence[int]) -> ShapeProfile:

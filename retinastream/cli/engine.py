@@ -16,15 +16,17 @@ from retinastream.cli.engine_lint import lint
 from retinastream.cli.engine_quantize import quantize
 from retinastream.cli.engine_transfer import export_engine, import_engine
 
-app = typer.Typer(help="Engines: reduce precision, check what that costs, find mistakes.", no_args_is_help=True)
-app.command("build")(build)
-app.command("inspect")(inspect)
+app = typer.Typer(
+    help="Engines: choose a precision, see what it costs, build for this GPU, keep and compare.", no_args_is_help=True
+)
 app.command("quantize")(quantize)
 app.command("check")(check)
 app.command("lint")(lint)
+app.command("build")(build)
+app.command("bench")(bench)
 app.command("list")(list_engines)
+app.command("inspect")(inspect)
 app.command("path")(path)
 app.command("prune")(prune)
 app.command("export")(export_engine)
 app.command("import")(import_engine)
-app.command("bench")(bench)

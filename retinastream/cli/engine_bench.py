@@ -26,7 +26,9 @@ _TIMES = (
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="A zoo name or an .onnx file.")] = "mnet025",
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A zoo name, an .onnx file, or a checkpoint.")
+    ] = "mnet025",
     runtime: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,36 +53,40 @@ def bench(
     transfers: Annotated[
         bool, typer.Option("--transfers", "--includeDataTransfers", help="Copy input and outputs, too (GPU).")
     ] = False,
-    output: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures to this file; - prints them.")
-    ] = None,
     spec: Annotated[str | None, typer.Option(help="A spec name or file, for files that do not say theirs.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
 ) -> None:
     """Time the network alone, without decoding, preprocessing and NMS, with the terms of trtexec.
 
     A query is one run on one batch. Several runtimes run one after the other, and the first is what the others are
-    compared with.
+    compared with. Where one cannot run, the figures of those before it are still written.
     """
     from retinastream.cli.interrupts import Interrupts
     from retinastream.engines.bench_contenders import Contender, run_contenders
     from retinastream.models.spec_registry import read_spec
     from retinastream.models.zoo import resolve_model
 
+    if report is not None:
+        from retinastream.pipeline.sinks.part_file import check_target
+
+        check_target(report, overwrite=overwrite)
     found = resolve_model(model, spec=None if spec is None else read_spec(spec))
     width, height = _padded(shape, found)
     settings = _settings(batch, height, width, warm_up, duration, iterations, streams, cuda_graph, transfers)
     contenders = [Contender.parse(text, precision) for text in runtime or ["auto"]]
-    results = []
-    with Interrupts("printing what was measured") as interrupts:
-        for result in run_contenders(
-            found, contenders, settings, device=device, threads=threads, stop=interrupts.stop, on_start=_say_start
-        ):
-            results.append(result)
-            _print_result(result)
-    if len(results) > 1:
-        _print_ratios(results)
-    if output is not None and results:
-        _write(output, found, shape, results)
+    results: list[BenchResult] = []
+    try:
+        with Interrupts("printing what was measured") as interrupts:
+            for result in run_contenders(
+                found, contenders, settings, device=device, threads=threads, stop=interrupts.stop, on_start=_say_start
+            ):
+                results.append(result)
+                if not as_json:
+                    _print_result(result)
+    finally:
+        _finish(results, found, shape, report, overwrite=overwrite, as_json=as_json)
     if interrupts.signal is not None:
         raise typer.Exit(_INTERRUPTED)
 
@@ -165,9 +171,12 @@ def _print_ratios(results: list[BenchResult]) -> None:
         typer.echo(f"{result.label:<{width}}  {ratio:.2f}x  {result.throughput:.2f} qps")
 
 
-def _write(output: Path, model: OnnxModel, shape: str, results: list[BenchResult]) -> None:
-    from retinastream.errors import OutputError
-
+def _finish(
+    results: list[BenchResult], model: OnnxModel, shape: str, report: Path | None, *, overwrite: bool, as_json: bool
+) -> None:
+    """Compare what was measured, and write it down; nothing where there is nothing."""
+    if not results:
+        return
     content = {
         "model": model.name,
         "model_sha256": model.sha256,
@@ -176,11 +185,11 @@ def _write(output: Path, model: OnnxModel, shape: str, results: list[BenchResult
             {**result.to_dict(), "ratio": round(result.throughput / results[0].throughput, 4)} for result in results
         ],
     }
-    text = json.dumps(content, indent=2)
-    if str(output) == "-":
-        typer.echo(text)
-        return
-    try:
-        output.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror}; give another file with --json") from error
+    if report is not None:
+        from retinastream.cli.eval_output import write_json
+
+        write_json(report, content, overwrite=overwrite)
+    if as_json:
+        typer.echo(json.dumps(content))
+    elif len(results) > 1:
+        _print_ratios(results)

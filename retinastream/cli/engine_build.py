@@ -7,23 +7,34 @@ from typing import Annotated
 
 import typer
 
-_Profiles = "Shapes as trtexec writes them, such as images:1x3x736x1280; instead of --shape and --batch."
-
 
 def build(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A zoo name, an .onnx file, or a checkpoint.")
-    ] = "mnet025",
-    precision: Annotated[str, typer.Option(help="f32 | fp16 | int8 (with --calibrate, or an int8 file).")] = "fp16",
+        str | None,
+        typer.Argument(metavar="MODEL", help="A zoo name, an .onnx file, or a checkpoint. \\[default: mnet025]"),
+    ] = None,
+    model_option: Annotated[str | None, typer.Option("--model", "-m", help="The same as an option.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="f32 | fp16 | int8; by default the file's own, and fp16 of a float32 file.")
+    ] = None,
     shape: Annotated[
         list[str] | None, typer.Option(metavar="WxH", help="Size of the pictures in pixels; repeatable.")
     ] = None,
     batch: Annotated[
         str, typer.Option(metavar="N[,N[,N]]", help="Pictures at once: one number, or smallest,best,largest.")
     ] = "1,8,16",
-    min_shapes: Annotated[list[str] | None, typer.Option("--minShapes", metavar="SHAPES", help=_Profiles)] = None,
-    opt_shapes: Annotated[list[str] | None, typer.Option("--optShapes", metavar="SHAPES", help=_Profiles)] = None,
-    max_shapes: Annotated[list[str] | None, typer.Option("--maxShapes", metavar="SHAPES", help=_Profiles)] = None,
+    min_shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--minShapes",
+            metavar="SHAPES",
+            help="Smallest shapes as trtexec writes them: images:1x3x736x1280; all three instead of --shape.",
+        ),
+    ] = None,
+    opt_shapes: Annotated[list[str] | None, typer.Option("--optShapes", metavar="SHAPES", help="Best shapes.")] = None,
+    max_shapes: Annotated[
+        list[str] | None, typer.Option("--maxShapes", metavar="SHAPES", help="Largest shapes.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cuda | cuda:N.")] = "cuda",
     workspace: Annotated[str, typer.Option(metavar="SIZE", help="Most scratch memory of a layer: 512M, 4G.")] = "4G",
     builder_optimization_level: Annotated[
@@ -48,10 +59,13 @@ def build(
         int | None, typer.Option("--max-aux-streams", "--maxAuxStreams", help="0: one stream only.")
     ] = None,
     tf32: Annotated[bool, typer.Option("--tf32/--no-tf32", help="Let float32 layers round to TF32.")] = False,
-    calibrate: Annotated[
+    calibration: Annotated[
         list[str] | None,
-        typer.Option("--calibrate", "--calibration", metavar="PATH", help="int8: pictures, a folder, or a video."),
+        typer.Option(metavar="PATH", help="int8: pictures, a folder, or a video; repeatable."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take calibration pictures that are too few or show no face.")
+    ] = False,
     check: Annotated[
         str | None, typer.Option("--check", metavar="SET", help="Labels, pictures or a video to judge the loss on.")
     ] = None,
@@ -59,7 +73,7 @@ def build(
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Build although the check failed; the engine remembers it.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Build again although there is an engine.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build again although there is an engine.")] = False,
     spec: Annotated[str | None, typer.Option(help="A spec name or file, for files that do not say theirs.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the engine's path and errors only.")] = False,
@@ -72,7 +86,10 @@ def build(
     """
     from retinastream.cli.engine_build_run import Request, run
     from retinastream.engines.tensorrt.options import BuildOptions, parse_batches, parse_bytes, parse_size
+    from retinastream.errors import UsageError
 
+    if model is not None and model_option is not None:
+        raise UsageError(f"the model was given twice, as {model} and as --model {model_option}; leave one of them")
     options = BuildOptions.checked(
         workspace=parse_bytes(workspace),
         optimization_level=builder_optimization_level,
@@ -82,7 +99,7 @@ def build(
         tf32=tf32,
     )
     request = Request(
-        model=model,
+        model=model or model_option or "mnet025",
         spec=spec,
         precision=precision,
         sizes=tuple(map(parse_size, shape or ())),
@@ -91,10 +108,11 @@ def build(
         options=options,
         device=device,
         timing_cache=timing_cache,
-        calibrate=tuple(calibrate or ()),
+        calibration=tuple(calibration or ()),
+        force=force,
         check=check,
         images=images,
         accept_loss=accept_loss,
-        force=force,
+        rebuild=rebuild,
     )
     run(request, as_json=as_json, quiet=quiet)

@@ -13,9 +13,17 @@ import typer
 from retinastream.cli import engine_gpu
 from retinastream.cli.build_progress import BuildDisplay
 from retinastream.cli.picture_progress import PictureProgress
+from retinastream.engines.cache.durable import write_durably
 from retinastream.engines.cache.store import EngineCache
 from retinastream.engines.engine_store import Gate, obtain_engine
-from retinastream.engines.precision_graph import PrecisionGraph, describe_graph, kept_int8_path, precision_graph
+from retinastream.engines.precision_graph import (
+    PRECISIONS,
+    PrecisionGraph,
+    describe_graph,
+    kept_int8_path,
+    make_graphs_dir,
+    precision_graph,
+)
 from retinastream.engines.tensorrt.machine import machine_of
 from retinastream.engines.tensorrt.options import (
     BuildOptions,
@@ -25,7 +33,7 @@ from retinastream.engines.tensorrt.options import (
     profile_for,
     profiles_for,
 )
-from retinastream.errors import OutputError, UsageError
+from retinastream.errors import UsageError
 from retinastream.models.onnx_file import OnnxModel, read_onnx
 from retinastream.models.spec_registry import read_spec
 from retinastream.models.zoo import resolve_model
@@ -38,37 +46,42 @@ Shapes = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Request:
-    """The options of the command; ``sizes`` are (width, height), ``shapes`` those of trtexec's three options."""
+    """The options of the command; ``sizes`` are (width, height), ``shapes`` those of trtexec's three options.
+
+    ``precision`` None leaves the choice to the file.
+    """
 
     model: str
     spec: str | None
-    precision: str
+    precision: str | None
     sizes: tuple[tuple[int, int], ...]
     batches: tuple[int, ...]
     shapes: Shapes
     options: BuildOptions
     device: str
     timing_cache: Path | None
-    calibrate: tuple[str, ...]
+    calibration: tuple[str, ...]
+    force: bool
     check: str | None
     images: Path | None
     accept_loss: bool
-    force: bool
+    rebuild: bool
 
 
 def run(request: Request, *, as_json: bool, quiet: bool) -> None:
     """Build and say what came of it; raises what building raises."""
     _check_together(request)
     model = resolve_model(request.model, spec=read_spec(request.spec) if request.spec else None)
+    precision = request.precision or _precision_of(model, is_calibrated=bool(request.calibration))
     options = replace(request.options, profiles=_profiles(request, model))
     times = _read_timings(request.timing_cache)
     # Before the calibration and the check, which may take long, where the GPU would be missing after them.
     device = engine_gpu.open_gpu(request.device)
     machine, _ = machine_of(device)
-    graph = _graph(request, model, quiet=quiet)
+    graph = _graph(request, model, precision, quiet=quiet)
     cache = EngineCache()
     # An engine that was not checked does not answer for one that was.
-    is_checked = request.check is not None and not request.force and _was_checked(cache, graph, options, device)
+    is_checked = request.check is not None and not request.rebuild and _was_checked(cache, graph, options, device)
     gate = Gate() if is_checked else _gate(request, model, graph, quiet=quiet)
     what = f"{model.name} {graph.precision}, {', '.join(map(str, options.profiles))}"
     with BuildDisplay(what, quiet=quiet) as display:
@@ -77,7 +90,7 @@ def run(request: Request, *, as_json: bool, quiet: bool) -> None:
             options,
             device,
             cache=cache,
-            rebuild=request.force or (request.check is not None and not is_checked),
+            rebuild=request.rebuild or (request.check is not None and not is_checked),
             gate=gate,
             timing_cache=times,
             on_progress=display,
@@ -94,6 +107,10 @@ def run(request: Request, *, as_json: bool, quiet: bool) -> None:
 
 def _check_together(request: Request) -> None:
     """Refuse options that do not go together, before anything is read."""
+    if request.precision not in (None, *PRECISIONS):
+        raise UsageError(
+            f"precision {request.precision!r} is not available on tensorrt; allowed are {', '.join(PRECISIONS)}"
+        )
     low, best, high = request.shapes
     if any(request.shapes) and request.sizes:
         raise UsageError("--shape was given together with --minShapes, --optShapes or --maxShapes; use one of the ways")
@@ -102,8 +119,13 @@ def _check_together(request: Request) -> None:
             f"{len(low)} --minShapes, {len(best)} --optShapes and {len(high)} --maxShapes were given; expected as many "
             "of each"
         )
-    if request.calibrate and request.precision != "int8":
-        raise UsageError(f"--calibrate is for --precision int8, and {request.precision} was asked for")
+    if request.calibration and request.precision not in (None, "int8"):
+        raise UsageError(f"--calibration is for --precision int8, and {request.precision} was asked for")
+    if request.force and not request.calibration:
+        raise UsageError(
+            "--force is about calibration pictures, and no --calibration was given; to build an engine "
+            "anew use --rebuild"
+        )
     if request.check is None and (request.accept_loss or request.images is not None):
         raise UsageError("--accept-loss and --images go with --check; give the set to check on")
 
@@ -125,12 +147,19 @@ def _profiles(request: Request, model: OnnxModel) -> tuple[ShapeProfile, ...]:
     )
 
 
-def _graph(request: Request, model: OnnxModel, *, quiet: bool) -> PrecisionGraph:
-    if request.precision == "int8" and model.precision == "f32" and request.calibrate:
+def _precision_of(model: OnnxModel, *, is_calibrated: bool) -> str:
+    """Choose where none was asked for: what the file has, which cannot be changed, else by what else was given."""
+    if model.precision != "f32":
+        return model.precision
+    return "int8" if is_calibrated else "fp16"
+
+
+def _graph(request: Request, model: OnnxModel, precision: str, *, quiet: bool) -> PrecisionGraph:
+    if precision == "int8" and model.precision == "f32" and request.calibration:
         return _quantised(request, model, quiet=quiet)
-    if request.calibrate:
-        raise UsageError(f"{model.path} is {model.precision} already; leave --calibrate out")
-    return precision_graph(model, request.precision)
+    if request.calibration:
+        raise UsageError(f"{model.path} is {model.precision} already; leave --calibration out")
+    return precision_graph(model, precision)
 
 
 def _quantised(request: Request, model: OnnxModel, *, quiet: bool) -> PrecisionGraph:
@@ -138,11 +167,13 @@ def _quantised(request: Request, model: OnnxModel, *, quiet: bool) -> PrecisionG
     from retinastream.engines.precision.quantise import quantise
     from retinastream.pipeline.calibration_frames import CalibrationFrames
 
+    make_graphs_dir()
     part = kept_int8_path(model, f"part{os.getpid()}")
-    frames = CalibrationFrames(request.calibrate, model)
     if not quiet:
-        typer.echo(f"calibrating {model.name} with up to 256 pictures of {', '.join(request.calibrate)}", err=True)
-    made = quantise(model.path, part, frames, outside="round", overwrite=True, spec=model.spec)
+        typer.echo(f"calibrating {model.name} with pictures of {', '.join(request.calibration)}", err=True)
+    with PictureProgress("calibrating", quiet=quiet) as shown:
+        frames = CalibrationFrames(request.calibration, model, progress=shown)
+        made = quantise(model.path, part, frames, outside="round", force=request.force, overwrite=True, spec=model.spec)
     target = kept_int8_path(model, made.calibration_sha256)
     part.replace(target)
     return describe_graph(read_onnx(target, name=model.name))
@@ -199,12 +230,7 @@ def _read_timings(path: Path | None) -> bytes:
 
 
 def _write_timings(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"the timing cache could not be written to {path}: {error.strerror}") from error
+    write_durably(path, data, "give another file with --timing-cache")
 
 
 def _show(entry: Entry, *, built: bool, as_json: bool, quiet: bool) -> None:

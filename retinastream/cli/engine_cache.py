@@ -35,13 +35,14 @@ def list_engines(
     if as_json:
         typer.echo(json.dumps(_as_json(cache, entries, unusable, put_aside), indent=2))
         return
-    _print_table(entries)
+    if entries:
+        _print_table(entries)
     for item in unusable:
         typer.echo(f"unusable: {item.path.name}: {item.reason}")
     for aside in put_aside:
         typer.echo(f"put aside: {aside.path.name} ({aside.model}, {aside.when}): {aside.reason}")
     total = sum(entry.sidecar.plan_size for entry in entries)
-    typer.echo(f"{len(entries)} engines, {total / 1e6:.1f} MB, in {cache.folder}")
+    typer.echo(f"{len(entries)} engine{'' if len(entries) == 1 else 's'}, {total / 1e6:.1f} MB, in {cache.folder}")
 
 
 def prune(

@@ -31,6 +31,9 @@ def check(
     ] = None,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames of a video.")] = None,
     spec: Annotated[str | None, typer.Option(help="Spec name or file for an ONNX that does not say its own.")] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu: the file as its precision computes | cuda | cuda:N: its TensorRT engine there.")
+    ] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="Processors to use; 0: all.")] = 0,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that exists.")] = False,
@@ -40,9 +43,11 @@ def check(
     """Run both models over the same pictures and compare what they find. Exit code 1 above the limit.
 
     Labels of WIDER FACE are a folder with its .mat files, with --images. Without labels, the faces that REFERENCE finds
-    are the truth. Both run on ONNX Runtime on the CPU.
+    are the truth. Both run on ONNX Runtime on the CPU; with --device cuda CANDIDATE runs as the engine that TensorRT
+    makes of it, which is built where there is none.
     """
     from retinastream.cli.picture_progress import PictureProgress
+    from retinastream.errors import UsageError
     from retinastream.evaluation.check_sets import open_check_set
     from retinastream.evaluation.precision_check import LIMITS, Limits, check_precision
     from retinastream.models.onnx_file import read_onnx
@@ -52,13 +57,15 @@ def check(
     if report is not None:
         check_target(report, overwrite=overwrite)
     detector_spec = read_spec(spec) if spec else None
+    if device == "auto":
+        raise UsageError("--device auto leaves open what is checked; give cpu, cuda or cuda:N")
     precision = read_onnx(candidate, spec=detector_spec).precision
     default = LIMITS.get(precision, LIMITS["fp16"])
     limits = Limits(default.ap if limit is None else limit, default.hard if limit_hard is None else limit_hard)
     chosen = open_check_set(on, images=images, label_format=label_format, missing_limit=missing_limit)
     with PictureProgress("checking", quiet=quiet) as shown:
         result = check_precision(
-            reference, candidate, chosen, limits=limits, size=size, spec=detector_spec, threads=threads,
+            reference, candidate, chosen, limits=limits, size=size, spec=detector_spec, device=device, threads=threads,
             max_frames=max_frames, progress=lambda _, done, total: shown(done, total),
         )  # fmt: skip
     if report is not None:

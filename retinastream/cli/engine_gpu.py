@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def open_gpu(text: str) -> Device:
-    """Open "auto", "cuda" or "cuda:N" for TensorRT; SetupError says what is missing, UsageError refuses a CPU."""
+    """Open "cuda" or "cuda:N" for TensorRT; SetupError says what is missing, UsageError refuses a CPU."""
     from retinastream.engines.device_selection import choose_device
 
     if text == "cpu":

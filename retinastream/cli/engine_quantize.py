@@ -97,6 +97,8 @@ def check_together(settings: QuantizeSettings, given: Iterable[str]) -> None:
         raise UsageError(
             f"{settings.precision} needs pictures: give --calibration with pictures, a folder of them, or a video"
         )
+    if settings.method != "percentile" or settings.auto:
+        _refuse(named, ("percentile",), "it goes with --method percentile, and not with --auto")
     if not settings.auto:
         _refuse(named, _JUDGING, "they go with --auto; to measure a file use `retinastream engine check`")
     elif settings.on is None:

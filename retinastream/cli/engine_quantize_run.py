@@ -43,10 +43,25 @@ def run(model: str, settings: QuantizeSettings, *, as_json: bool, quiet: bool) -
     if settings.precision == "fp16":
         _show(_half(found, out, settings, spec), None, settings, as_json=as_json, quiet=quiet)
         return
-    frames = CalibrationFrames(settings.calibration, found, size=settings.size, count=settings.count)
-    if settings.quantizer == "modelopt":
-        _modelopt(found, out, frames, settings, spec, as_json=as_json)
-        return
+    with PictureProgress("calibrating", quiet=quiet) as shown:
+        if settings.quantizer == "modelopt":
+            path = _modelopt(found, out, settings, spec, shown)
+            typer.echo(json.dumps({"path": str(path)}) if as_json else str(path))
+            return
+        quantiser = _calibrated(found, settings, spec, shown)
+        chosen = _auto(quantiser, out, settings, spec, shown) if settings.auto else None
+        written = chosen.model if chosen else _as_asked(quantiser, out, settings)
+    _show(written, chosen, settings, as_json=as_json, quiet=quiet)
+
+
+def _frames(found: OnnxModel, settings: QuantizeSettings, shown: PictureProgress) -> CalibrationFrames:
+    return CalibrationFrames(settings.calibration, found, size=settings.size, count=settings.count, progress=shown)
+
+
+def _calibrated(
+    found: OnnxModel, settings: QuantizeSettings, spec: DetectorSpec | None, shown: PictureProgress
+) -> Quantiser:
+    frames = _frames(found, settings, shown)
     quantiser = Quantiser(
         found.path,
         frames,
@@ -61,13 +76,12 @@ def run(model: str, settings: QuantizeSettings, *, as_json: bool, quiet: bool) -
     )
     if frames.unreadable:
         typer.echo(f"{len(frames.unreadable)} calibration pictures could not be read and were left out", err=True)
-    if settings.auto:
-        chosen = _auto(quantiser, out, settings, spec, quiet=quiet)
-        _show(chosen.model, chosen, settings, as_json=as_json, quiet=quiet)
-        return
+    return quantiser
+
+
+def _as_asked(quantiser: Quantiser, out: Path, settings: QuantizeSettings) -> QuantisedModel:
     method = settings.method or "entropy"
-    written = quantiser.write(out, method, percentile=settings.percentile, overwrite=settings.overwrite)
-    _show(written, None, settings, as_json=as_json, quiet=quiet)
+    return quantiser.write(out, method, percentile=settings.percentile, overwrite=settings.overwrite)
 
 
 def _half(found: OnnxModel, out: Path, settings: QuantizeSettings, spec: DetectorSpec | None) -> HalfModel:
@@ -83,20 +97,14 @@ def _half(found: OnnxModel, out: Path, settings: QuantizeSettings, spec: Detecto
 
 
 def _modelopt(
-    found: OnnxModel,
-    out: Path,
-    frames: CalibrationFrames,
-    settings: QuantizeSettings,
-    spec: DetectorSpec | None,
-    *,
-    as_json: bool,
-) -> None:
+    found: OnnxModel, out: Path, settings: QuantizeSettings, spec: DetectorSpec | None, shown: PictureProgress
+) -> Path:
     from retinastream.engines.precision.modelopt_quantizer import Mode, quantise_with_modelopt
 
-    written = quantise_with_modelopt(
+    return quantise_with_modelopt(
         found.path,
         out,
-        frames,
+        _frames(found, settings, shown),
         mode=cast("Mode", settings.precision),
         method=settings.method or "entropy",
         leave=settings.leave,
@@ -104,12 +112,13 @@ def _modelopt(
         overwrite=settings.overwrite,
         spec=spec,
     )
-    typer.echo(json.dumps({"path": str(written)}) if as_json else str(written))
 
 
 def _auto(
-    quantiser: Quantiser, out: Path, settings: QuantizeSettings, spec: DetectorSpec | None, *, quiet: bool
+    quantiser: Quantiser, out: Path, settings: QuantizeSettings, spec: DetectorSpec | None, shown: PictureProgress
 ) -> AutoQuantised:
+    if settings.on in settings.calibration:
+        typer.echo(f"note: {settings.on} was calibrated on, too; other pictures may lose more than these", err=True)
     on = open_check_set(str(settings.on), images=settings.images)
     default = LIMITS["int8"]
     limits = Limits(
@@ -118,31 +127,36 @@ def _auto(
     )
     found = quantiser.found
     probe = CalibrationFrames(settings.calibration, found, size=settings.size, count=PROBED)
-    with PictureProgress("judging", quiet=quiet) as shown:
 
-        def tell(_what: str, done: int, total: int) -> None:
-            shown(done, total)
+    def judging(_role: str, done: int, total: int) -> None:
+        shown.begin("judging")
+        shown(done, total)
 
-        gate = PrecisionGate(
-            found.path,
-            on,
-            size=settings.check_size,
-            spec=spec,
-            threads=settings.threads,
-            max_frames=settings.max_frames,
-            progress=tell,
-        )
-        return auto_quantise(
-            quantiser,
-            out,
-            gate,
-            probe,
-            method=settings.method,
-            limits=limits,
-            aim=settings.aim,
-            threads=settings.threads,
-            overwrite=settings.overwrite,
-        )
+    def ranking(what: str, done: int, total: int) -> None:
+        shown.begin(what, unit="layers")
+        shown(done, total)
+
+    gate = PrecisionGate(
+        found.path,
+        on,
+        size=settings.check_size,
+        spec=spec,
+        threads=settings.threads,
+        max_frames=settings.max_frames,
+        progress=judging,
+    )
+    return auto_quantise(
+        quantiser,
+        out,
+        gate,
+        probe,
+        method=settings.method,
+        limits=limits,
+        aim=settings.aim,
+        threads=settings.threads,
+        overwrite=settings.overwrite,
+        progress=ranking,
+    )
 
 
 def _show(

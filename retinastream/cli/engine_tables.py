@@ -23,10 +23,12 @@ _SHOWN = 10
 def print_check(report: PrecisionReport) -> None:
     """Print the losses with their limits, recall by height, landmarks, and the verdict."""
     console = _console()
-    faces = f", {report.on['faces']} faces" if "faces" in report.on else ""
+    pictures = _counted(report.on["pictures"], "picture")
+    faces = f", {_counted(report.on['faces'], 'face')}" if "faces" in report.on else ""
+    where = f" on {report.candidate['runtime']}, {report.candidate['device']}," if "runtime" in report.candidate else ""
     console.print(
-        f"{report.candidate['precision']} against {report.reference['precision']}, {report.kind}: "
-        f"{report.on['pictures']} pictures{faces}",
+        f"{report.candidate['precision']}{where} against {report.reference['precision']}, {report.kind}: "
+        f"{pictures}{faces}",
         markup=False,
     )
     _losses(console, report)
@@ -43,6 +45,8 @@ def print_check(report: PrecisionReport) -> None:
             markup=False,
         )
     console.print("passed" if report.passed else "FAILED: more is lost than is allowed", markup=False)
+    for remark in report.remarks:
+        console.print(f"note: {remark}", markup=False)
 
 
 def print_quantised(result: HalfModel | QuantisedModel, chosen: AutoQuantised | None) -> None:
@@ -110,13 +114,17 @@ def _heights(console: Console, bins: list[dict[str, Any]]) -> None:
     if not bins:
         return
     table = Table(box=None, pad_edge=False)
-    for name in ("recall by height", "faces", "reference", "candidate"):
-        table.add_column(name, justify="left" if name.startswith("r") and " " in name else "right")
+    for name in ("recall from score 0.5", "faces", "reference", "candidate"):
+        table.add_column(name, justify="left" if " " in name else "right")
     for row in bins:
         bounds = f"{row['from']:g} to {row['to']:g} px" if math.isfinite(row["to"]) else f"{row['from']:g} px and more"
         cells = (number(row["reference"], 3), number(row["candidate"], 3))
         table.add_row(bounds, str(row["faces"]), *cells)
     console.print(table)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _percent(value: float) -> str:

@@ -15,7 +15,7 @@ _AREA = "gpu"
 # The distributions and the CUDA major version that each is made for.
 _TENSORRT = {"tensorrt-cu13": 13, "tensorrt-cu12": 12, "tensorrt-cu11": 11}
 _CUPY = {"cupy-cuda13x": 13, "cupy-cuda12x": 12, "cupy-cuda11x": 11}
-_DRIVER_SERIES = {13: 580, 12: 525}
+_DRIVER_SERIES = {13: 580, 12: 535}
 
 
 @dataclass(frozen=True, slots=True)

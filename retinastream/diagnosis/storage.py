@@ -70,11 +70,11 @@ def _cache(folder: Path) -> Finding:
 
 
 def _models(kind: str) -> Finding:
-    from retinastream.models.zoo import cached_path
+    from retinastream.models.zoo import path_of
     from retinastream.models.zoo_entries import zoo
 
-    names = [name for name, entry in zoo().items() if entry.kind == kind]
-    present = [f"{name} ({_size(cached_path(name).stat().st_size)})" for name in names if cached_path(name).is_file()]
+    there = [(entry, path_of(entry)) for entry in zoo().values() if entry.kind == kind]
+    present = [f"{entry.name} ({_size(path.stat().st_size)})" for entry, path in there if path.is_file()]
     if present:
         return Finding("models", f"{kind}s", "ok", ", ".join(present))
     if kind == "embedder":

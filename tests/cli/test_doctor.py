@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -373,14 +374,23 @@ def test_a_protected_cache_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None
     assert "protected" in finding["detail"]
 
 
-def test_models_that_are_in_the_cache_are_listed_with_their_size(tmp_path: Path) -> None:
-    assert ask().findings["models/detectors"]["status"] == "missing"
+def test_models_of_the_package_and_in_the_cache_are_listed_with_their_size(tmp_path: Path) -> None:
+    answer = ask()
+    assert answer.findings["models/detectors"]["status"] == "ok"
+    own = answer.findings["models/detectors"]["detail"]
+    assert re.fullmatch(r"mnet025 \(\d\.\d MB\)", own)
+    assert "no model" not in answer.summary
     folder = tmp_path / "cache" / "models"
     folder.mkdir(parents=True)
     (folder / "uniface-mnet025.onnx").write_bytes(bytes(1_500_000))
+    assert set(ask().findings["models/detectors"]["detail"].split(", ")) == {own, "uniface-mnet025 (1.5 MB)"}
+
+
+def test_a_package_without_its_model_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("retinastream.models.zoo.path_of", lambda entry: tmp_path / "nowhere")
     answer = ask()
-    assert answer.findings["models/detectors"]["detail"] == "uniface-mnet025 (1.5 MB)"
-    assert "no model" not in answer.summary
+    assert answer.findings["models/detectors"]["status"] == "missing"
+    assert "no model is on this machine yet" in answer.summary
 
 
 def test_little_room_on_the_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def test_the_figures_are_printed_with_the_words_of_trtexec(bench):
 
 def test_several_runtimes_are_compared_with_the_first(bench, tmp_path):
     file = tmp_path / "bench.json"
-    code, out, _ = bench("--runtime", "openvino:f32", "--runtime", "onnxruntime", "--json", file)
+    code, out, _ = bench("--runtime", "openvino:f32", "--runtime", "onnxruntime", "--report", file)
     assert code == 0
     first, second = out.splitlines()[-2:]
     assert "=== throughput in relation to openvino f32 on cpu ===" in out
@@ -46,9 +46,26 @@ def test_several_runtimes_are_compared_with_the_first(bench, tmp_path):
 
 
 def test_json_can_be_printed(bench):
-    code, out, _ = bench("--json", "-")
+    code, out, _ = bench("--json")
     assert code == 0
-    assert json.loads(out[out.index("\n{\n") :])["results"][0]["runtime"] == "openvino"
+    assert json.loads(out)["results"][0]["runtime"] == "openvino"
+
+
+def test_a_report_is_replaced_only_when_asked(bench, tmp_path):
+    file = tmp_path / "bench.json"
+    file.write_text("mine")
+    code, out, err = bench("--report", file)
+    assert (code, out, "pass --overwrite" in err, file.read_text()) == (2, "", True, "mine")
+    assert bench("--report", file, "--overwrite")[0] == 0
+    assert json.loads(file.read_text())["results"]
+
+
+def test_what_was_measured_before_a_runtime_failed_is_written(bench, tmp_path):
+    file = tmp_path / "bench.json"
+    code, out, err = bench("--runtime", "openvino", "--runtime", "tensorrt", "--report", file)
+    assert (code, "does not run on the CPU" in err) == (2, True)
+    assert "=== openvino f32 on cpu" in out
+    assert [result["runtime"] for result in json.loads(file.read_text())["results"]] == ["openvino"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +77,7 @@ def test_json_can_be_printed(bench):
         pytest.param(["--runtime", "caffe"], 2, "runtime 'caffe' is not known", id="runtime"),
         pytest.param(["--runtime", "openvino:int8"], 2, "precision 'int8'", id="precision"),
         pytest.param(["--runtime", "tensorrt"], 2, "does not run on the CPU", id="a GPU's runtime on the CPU"),
-        pytest.param(["--json", "missing/x.json"], 3, "cannot write missing/x.json", id="JSON"),
+        pytest.param(["--report", "."], 2, "is a directory", id="report"),
     ],
 )
 def test_what_cannot_be_measured_is_said(bench, arguments, code, said):

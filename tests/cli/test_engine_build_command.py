@@ -1,6 +1,7 @@
 """``engine build`` and ``engine inspect``, against the fake TensorRT on a HostDevice: no proof of TensorRT itself."""
 
 import json
+import os
 import re
 import sys
 import threading
@@ -39,12 +40,12 @@ def test_an_engine_is_built_once_and_found_then(gpu, model, retinastream):
     path = Path(out.strip())
     assert path.is_file()
     assert "building tiny-fused fp16, 1x3x64x96..4x3x64x96: this takes minutes" in err
-    assert re.search(r"reading the model: \d+ s so far", err)
+    assert re.search(r"(starting|reading the model|building|checking the engine): .*\d+ s so far", err)
     assert "built in" in err
     code, out, err = retinastream("engine", "build", "--model", model, *SMALL)
     assert (code, Path(out.strip()), len(gpu.builds)) == (0, path, 1)
     assert "found; nothing to build" in err
-    code, out, err = retinastream("engine", "build", "--model", model, *SMALL, "--force", "--quiet")
+    code, out, err = retinastream("engine", "build", "--model", model, *SMALL, "--rebuild", "--quiet")
     assert (code, Path(out.strip()), err, len(gpu.builds)) == (0, path, "", 2)
 
 
@@ -90,9 +91,13 @@ def test_shapes_can_be_given_as_trtexec_takes_them(gpu, model, retinastream):
         pytest.param((*SMALL[:2], "--batch", "a"), "expected numbers", id="a batch that is none"),
         pytest.param((*SMALL[:2], "--batch", "1,100"), "allowed are 1 to 64", id="a batch too large"),
         pytest.param((*SMALL, "--workspace", "lots"), "such as 4G", id="a workspace that is none"),
-        pytest.param((*SMALL, "--precision", "fp8"), "allowed are f32, fp16 and int8", id="an unknown precision"),
-        pytest.param((*SMALL, "--precision", "int8"), "--calibrate", id="int8 without pictures"),
-        pytest.param((*SMALL, "--calibrate", "x.jpg"), "is for --precision int8", id="pictures for fp16"),
+        pytest.param((*SMALL, "--precision", "fp8"), "allowed are f32, fp16, int8", id="an unknown precision"),
+        pytest.param((*SMALL, "--precision", "int8"), "--calibration", id="int8 without pictures"),
+        pytest.param(
+            (*SMALL, "--precision", "fp16", "--calibration", "x.jpg"), "is for --precision int8", id="pictures for fp16"
+        ),
+        pytest.param((*SMALL, "--force"), "to build an engine anew use --rebuild", id="force without pictures"),
+        pytest.param((*SMALL, "-m", "mnet025"), "the model was given twice", id="two models"),
         pytest.param((*SMALL, "--hardware-compatibility", "any"), "none, same-cc, ampere+", id="unknown compatibility"),
         pytest.param((*SMALL, "--builder-optimization-level", "6"), "allowed are 0 to 5", id="an unknown level"),
         pytest.param((*SMALL, "--accept-loss"), "go with --check", id="a loss that nobody looks at"),
@@ -101,7 +106,7 @@ def test_shapes_can_be_given_as_trtexec_takes_them(gpu, model, retinastream):
     ],
 )
 def test_wrong_options_end_with_a_sentence_and_build_nothing(gpu, model, retinastream, options, says):
-    code, out, err = retinastream("engine", "build", "--model", model, *options)
+    code, out, err = retinastream("engine", "build", model, *options)
     assert (code, out) == (2, "")
     assert says in " ".join(err.split())
     assert gpu.builds == []
@@ -146,7 +151,7 @@ def test_a_timing_cache_file_is_read_and_written(gpu, model, retinastream, tmp_p
     assert retinastream("engine", "build", "--model", model, *SMALL, "--timing-cache", file)[0] == 0
     assert file.read_bytes().endswith(b"measured")
     file.write_bytes(b"of another GPU")
-    code, _, _ = retinastream("engine", "build", "--model", model, *SMALL, "--timing-cache", file, "--force")
+    code, _, _ = retinastream("engine", "build", "--model", model, *SMALL, "--timing-cache", file, "--rebuild")
     assert code == 0
     assert "timing cache is of another GPU" in caplog.text
     assert file.read_bytes().endswith(b"measured")
@@ -155,7 +160,7 @@ def test_a_timing_cache_file_is_read_and_written(gpu, model, retinastream, tmp_p
 @pytest.mark.parametrize("limit", [100.0, 0.0], ids=["within the limits", "beyond the limits"])
 def test_a_check_decides_whether_an_engine_is_built(gpu, retinastream, tmp_path, monkeypatch, limit):
     from retinastream.evaluation import precision_check
-    from retinastream.evaluation.precision_check import Limits, Loss, PrecisionReport
+    from retinastream.evaluation.precision_check import Loss, PrecisionReport
 
     points = 0.05 if limit else 2.0
     loss = Loss("AP", 0.9, 0.9 - points / 100, points, limit)
@@ -168,7 +173,6 @@ def test_a_check_decides_whether_an_engine_is_built(gpu, retinastream, tmp_path,
 
     monkeypatch.setattr(precision_check, "check_precision", check)
     monkeypatch.setattr("retinastream.cli.engine_tables.print_check", lambda report: None)
-    assert Limits(1.0, 1.0)
     picture = Path(__file__).resolve().parents[1] / "media" / "sample_4k.mp4"
     command = ("engine", "build", "--model", "mnet025", *SMALL, "--check", picture)
     code, out, err = retinastream(*command)
@@ -200,6 +204,61 @@ def test_an_engine_that_was_not_checked_is_built_again_for_a_check(gpu, retinast
     assert retinastream("engine", "build", *SMALL)[0] == 0
     assert retinastream("engine", "build", *SMALL, "--check", sample)[0] == 0
     assert len(gpu.builds) == 2
+
+
+def test_an_engine_itself_is_checked_on_its_gpu(gpu, retinastream, monkeypatch, tmp_path):
+    """The reference runs on the CPU, and the candidate as an engine that is built for it."""
+    import cv2
+    import numpy as np
+
+    from retinastream import open_video
+    from retinastream.engines.tensorrt_runtime import TensorRtEngine
+    from retinastream.evaluation import precision_check
+    from retinastream.models.zoo import resolve_model
+    from retinastream.pipeline.detector import Detector
+
+    asked = []
+
+    def detector(path, *, device, runtime, precision=None, **settings):
+        asked.append((device, runtime, precision))
+        if device == "cpu":
+            return Detector(path, device=device, runtime=runtime, **settings)
+        engine = TensorRtEngine(resolve_model(path), gpu.device, precision=precision)
+        named = {name: settings[name] for name in ("size", "threshold", "clip")}
+        return Detector.from_engine(engine, **named)
+
+    monkeypatch.setattr(precision_check, "Detector", detector)
+    monkeypatch.setattr(precision_check, "choose_device", lambda *a, **k: None)
+    sample = Path(__file__).resolve().parents[1] / "media" / "sample_4k.mp4"
+    with open_video(sample, max_frames=1) as video:
+        luma = np.ascontiguousarray(next(iter(video)).planes[0])
+    small = cv2.resize(luma, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(tmp_path / "small.png"), cv2.cvtColor(small, cv2.COLOR_GRAY2BGR))
+    assert retinastream("engine", "quantize", "mnet025", "--precision", "fp16", "-o", "half.onnx")[0] == 0
+    common = ("engine", "check", "mnet025", "half.onnx", "--on", tmp_path / "small.png", "--limit", "100")
+    code, out, err = retinastream(*common, "--device", "cuda", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert (report["candidate"]["runtime"], report["reference"]["runtime"]) == ("tensorrt", "onnxruntime")
+    assert report["agreement"]["recall"] == 1.0
+    assert asked == [("cpu", "onnxruntime", None), ("cuda", "tensorrt", "fp16")]
+    assert len(gpu.builds) == 1
+    assert "fp16 on tensorrt, cuda:0, against f32, self-labelled: 1 picture, " in " ".join(
+        retinastream(*common, "--device", "cuda")[1].split()
+    )
+    assert retinastream(*common, "--device", "auto")[0] == 2
+
+
+def test_a_check_of_an_engine_without_a_gpu_fails_before_anything_runs(retinastream, monkeypatch, tmp_path):
+    from retinastream.evaluation import precision_check
+
+    monkeypatch.setattr(precision_check, "Detector", lambda *a, **k: pytest.fail("the reference was run for nothing"))
+    monkeypatch.setattr("retinastream.kernels.cuda_driver.CUDA_LIBRARY", "libmissing.so")
+    retinastream("engine", "quantize", "mnet025", "--precision", "fp16", "-o", "half.onnx")
+    sample = Path(__file__).resolve().parents[1] / "media" / "sample_4k.mp4"
+    code, _, err = retinastream("engine", "check", "mnet025", "half.onnx", "--on", sample, "--device", "cuda")
+    assert (code, "device 'cuda' cannot be used" in err) == (3, True)
+    assert "--device cpu" not in err
 
 
 def test_inspect_shows_what_an_engine_is_with_and_without_a_gpu(gpu, model, retinastream, monkeypatch):
@@ -268,7 +327,7 @@ def test_an_int8_engine_is_calibrated_and_detect_finds_it(gpu, retinastream):
     model = resolve_model("mnet025")
     with pytest.raises(UsageError, match="needs pictures to be calibrated"):
         TensorRtEngine(model, gpu.device, precision="int8")
-    command = ("engine", "build", *SMALL, "--precision", "int8", "--calibrate", sample, "--json")
+    command = ("engine", "build", *SMALL, "--calibration", sample, "--json")
     code, out, err = retinastream(*command)
     assert code == 0, err
     key = json.loads(out)["sidecar"]["key"]
@@ -283,3 +342,42 @@ def test_an_int8_engine_is_calibrated_and_detect_finds_it(gpu, retinastream):
         outputs = [gpu.device.empty(s, engine.output_dtype) for s in engine.output_shapes(2, 64, 96)]
         engine.bind(image, outputs, stream)
     assert len(gpu.builds) == 1
+
+
+def test_a_file_that_has_a_precision_keeps_it(gpu, model, retinastream):
+    quantize = ("engine", "quantize", model, "--precision", "fp16", "--outside", "round", "-o", "half.onnx")
+    assert retinastream(*quantize)[0] == 0
+    code, out, err = retinastream("engine", "build", "half.onnx", *SMALL, "--json")
+    assert code == 0, err
+    assert json.loads(out)["sidecar"]["build"]["model"] == "half"
+    code, _, err = retinastream("engine", "build", "half.onnx", *SMALL, "--precision", "f32")
+    assert (code, "is fp16 and f32 was asked for" in err) == (2, True)
+    proto = onnx_of_precision(Path("half.onnx"), "int8")
+    code, out, err = retinastream("engine", "build", proto, *SMALL, "--json")
+    assert code == 0, err
+    assert json.loads(out)["sidecar"]["key"]["precision"] == "int8"
+
+
+def onnx_of_precision(path, precision):
+    """A copy that says that it has another precision: what it computes in is not looked at here."""
+    import onnx
+
+    proto = onnx.load(str(path))
+    for entry in proto.metadata_props:
+        if entry.key == "retinastream.precision":
+            entry.value = precision
+    onnx.save(proto, f"{precision}.onnx")
+    return f"{precision}.onnx"
+
+
+def test_the_first_build_of_a_user_whose_group_may_write_is_found(gpu, model, retinastream):
+    """With this umask, which some systems set, folders are writable by the group unless somebody sees to it."""
+    before = os.umask(0o002)
+    try:
+        code, out, err = retinastream("engine", "build", model, *SMALL)
+    finally:
+        os.umask(before)
+    assert code == 0, err
+    folder = Path(out.strip()).parent
+    assert {path.stat().st_mode & 0o777 for path in (folder, folder / "graphs")} == {0o700}
+    assert "1 engine, " in retinastream("engine", "list")[1]

@@ -1,5 +1,6 @@
 """``retinastream engine list | prune | path | export | import``, called as a person calls them."""
 
+import errno
 import fcntl
 import io
 import json
@@ -50,7 +51,7 @@ def kept(cache):
 def test_an_empty_cache_is_listed_as_empty(retinastream, cache):
     code, out, _ = retinastream("engine", "list")
     assert code == 0
-    assert out.splitlines()[-1] == f"0 engines, 0.0 MB, in {cache.folder}"
+    assert out == f"0 engines, 0.0 MB, in {cache.folder}\n"
     assert not cache.folder.exists()
 
 
@@ -100,6 +101,9 @@ def test_path_takes_digits_or_a_model_and_names_the_candidates_otherwise(retinas
     code, _, err = retinastream("engine", "path", "nothing")
     assert code == 2
     assert "no engine is called 'nothing'; kept are: " in err
+    assert retinastream("engine", "prune", "--all")[0] == 0
+    _, _, err = retinastream("engine", "path", "nothing")
+    assert f"none is kept in {cache.folder}. `retinastream engine build` makes one" in err
 
 
 @pytest.mark.parametrize(
@@ -161,10 +165,26 @@ def test_prune_leaves_alone_what_is_being_built(retinastream, cache, three):
     with (cache.folder / f"{three[0].digest[:32]}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (cache.folder / f"{three[0].digest[:32]}.plan.9-9.part").write_bytes(b"growing")
+        planned = retinastream("engine", "prune", "--dry-run")[1]
         out = retinastream("engine", "prune", "--all")[1]
+    assert "killed" not in planned, "its builder is alive"
     assert "kept, because it is being built: " in out
     assert kept(cache) == {"f32"}
     assert len(list(cache.folder.glob("*.part"))) == 1
+
+
+def test_prune_of_a_read_only_cache_says_so(retinastream, cache, three, monkeypatch):
+    real = os.open
+
+    def read_only(path, flags, *arguments, **named):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and str(path).endswith(".lock"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, flags, *arguments, **named)
+
+    (cache.folder / f"{three[0].digest[:32]}.lock").touch()
+    monkeypatch.setattr(os, "open", read_only)
+    code, out, err = retinastream("engine", "prune", "--all")
+    assert (code, out, "the file system is read-only" in err) == (3, "", True)
 
 
 @pytest.mark.parametrize("age", ["30", "d", "-1d", "1 month", "30D"])
@@ -196,6 +216,14 @@ def test_the_same_engine_gives_the_same_archive(retinastream, cache, three, tmp_
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
 
 
+def test_an_engine_that_cannot_be_used_is_named_with_the_reason(retinastream, cache, three):
+    path = three[0].plan_path
+    path.write_bytes(path.read_bytes()[:100])
+    for name in (path, three[0].digest[:8]):
+        code, _, err = retinastream("engine", "inspect", name)
+        assert (code, "has 100 bytes" in err, "truncated" in err) == (3, True, True)
+
+
 def test_without_trust_nothing_comes_in(retinastream, cache, three, tmp_path):
     retinastream("engine", "export", "r50", tmp_path / "e.zip")
     retinastream("engine", "prune", "--all")
@@ -204,6 +232,8 @@ def test_without_trust_nothing_comes_in(retinastream, cache, three, tmp_path):
     assert "an engine is code that runs with your rights" in err
     assert "--trust" in err
     assert cache.entries() == []
+    code, _, err = retinastream("engine", "import", "missing.zip")
+    assert (code, "there is no such file or folder" in err) == (1, True)
 
 
 def test_an_engine_for_another_system_comes_in_with_a_warning(retinastream, cache, tmp_path):
@@ -295,7 +325,7 @@ def test_names_in_an_archive_lead_nowhere(retinastream, cache, exported, tmp_pat
     [
         pytest.param("x.zip", b"no archive", 3, "no archive of an engine", id="no zip"),
         pytest.param("x.plan", b"ftrt", 3, "has no sidecar: x.json is not beside it", id="plan alone"),
-        pytest.param("y.zip", None, 1, "cannot be read", id="missing"),
+        pytest.param("y.zip", None, 1, "there is no such file or folder", id="missing"),
     ],
 )
 def test_a_source_that_is_no_export_is_refused(retinastream, cache, tmp_path, name, content, code, said):

@@ -86,6 +86,7 @@ def test_auto_leaves_layers_out_until_the_limit_holds(retinastream, faces):
     assert report["check"]["losses"][0]["points"] <= 0.8 * 2.0
     assert len(report["ranking"]) == 50
     assert "signal / noise" in out
+    assert "was calibrated on, too" in err
     assert read_onnx("auto.onnx").precision == "int8"
 
 
@@ -102,6 +103,7 @@ def test_auto_leaves_layers_out_until_the_limit_holds(retinastream, faces):
         (("--calibration", "x", "--keep-input"), "--keep-input cannot be used here: it is for --precision fp16"),
         (("--calibration", "x", "--quantizer", "modelopt", "--auto", "--on", "y"), "they are for --quantizer own"),
         (("--calibration", "x", "--percentile", "3"), "--percentile 3.0 is not allowed"),
+        (("--calibration", "x", "--percentile", "99"), "--percentile cannot be used here: it goes with --method"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(retinastream, arguments, words):
@@ -118,7 +120,7 @@ def test_pictures_that_will_not_do_are_refused_unless_forced(retinastream, tmp_p
     (tmp_path / "few" / "bad.jpg").write_bytes(b"no picture")
     common = ("engine", "quantize", "mnet025", "--calibration", tmp_path / "few", "--threads", "1")
     code, _, err = retinastream(*common)
-    assert (code, "1 pictures are few to calibrate with" in err) == (1, True)
+    assert (code, "too few pictures to calibrate with: 1;" in err) == (1, True)
     code, _, err = retinastream(*common, "--force")
     assert (code, "1 calibration pictures could not be read and were left out" in err) == (0, True)
 

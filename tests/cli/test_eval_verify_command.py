@@ -13,7 +13,7 @@ from retinastream.errors import InputError, ModelError, UsageError
 from retinastream.kernels.align import template
 from retinastream.types import Faces
 
-cv2 = pytest.importorskip("cv2")
+cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed, and pictures are read with it")
 
 app = typer.Typer()
 app.command("verify")(eval_verify.verify)

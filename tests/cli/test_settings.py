@@ -110,7 +110,7 @@ def test_settings_of_the_machine_reach_the_detector(monkeypatch):
     ],
 )
 def test_the_command_line_refuses_what_cannot_be(retinastream, monkeypatch, tmp_path, flags, code, words):
-    cv2 = pytest.importorskip("cv2")
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed, and pictures are read with it")
     from retinastream.kernels import cuda_driver
 
     text = "the driver is broken, made for this test; mend it"
@@ -125,7 +125,7 @@ def test_the_command_line_refuses_what_cannot_be(retinastream, monkeypatch, tmp_
 
 
 def test_a_gpu_that_is_not_used_is_said_aloud_and_written_down(retinastream, monkeypatch, tmp_path, caplog):
-    cv2 = pytest.importorskip("cv2")
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed, and pictures are read with it")
     from retinastream.kernels import cuda_driver
 
     text = "the driver is broken, made for this test; mend it"

@@ -15,7 +15,10 @@ from fnmatch import fnmatch
 import pytest
 from dockerfile import ROOT, build_arguments, pins, read_dockerfile
 
-pytestmark = pytest.mark.slow
+from package_index import run_with_packages
+
+# Packages are fetched into the fixtures of the first test.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 _, STAGES = read_dockerfile()
 FOLDERS = ("/opt/retinastream", "/wheels", "/build", "/project", "/builder", "/src")
@@ -54,17 +57,16 @@ def image(tmp_path_factory):
     def run(stage):
         for line in STAGES[stage].all("RUN"):
             moved = re.sub(rf"(?<![\w.])(?=(?:{'|'.join(FOLDERS)})(?=[/\s\"]|$))", str(root), line)
-            subprocess.run(
+            run_with_packages(
                 ["bash", "-euo", "pipefail", "-c", moved],
+                what="what the images hold",
                 cwd=source,
-                env={
+                environment={
                     **os.environ,
                     **build_arguments(STAGES[stage]),
                     "PATH": f"{python}/bin:{os.environ['PATH']}",
                     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
                 },
-                check=True,
-                timeout=280,
             )
         return root
 

@@ -128,11 +128,15 @@ def _fetch(version, folder):
         "--no-deps",
         "--only-binary=:all:",
         "-q",
+        *("--retries", "1", "--timeout", "15"),
         "-d",
         str(folder),
         requirement,
     ]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"NOT TESTED: {requirement} did not arrive within 180 s")
     wheels = sorted(folder.glob("*.whl"))
     if answer.returncode or not wheels:
         lines = [line for line in answer.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel came"]

@@ -3,17 +3,18 @@
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
 from kept_engines import H200, SHAPES, keep, key, machine, plan, record
 
-from retinastream.engines.cache import durable, trust
+from retinastream.engines.cache import contents, durable, trust
 from retinastream.engines.cache.errors import DamagedPlanError, UntrustedPlanError
 from retinastream.engines.cache.match import Found, Miss
 from retinastream.engines.cache.sidecar import read_sidecar
 from retinastream.engines.cache.store import EngineCache
-from retinastream.errors import OutputError
+from retinastream.errors import OutputError, SetupError
 
 
 @pytest.fixture
@@ -285,8 +286,18 @@ def test_a_pipe_in_place_of_a_plan_does_not_block(cache):
     entry = keep(cache)
     entry.plan_path.unlink()
     os.mkfifo(entry.plan_path)
+    has_blocked = threading.Event()
+
+    def let_go():
+        has_blocked.set()
+        os.close(os.open(entry.plan_path, os.O_RDWR))
+
+    timer = threading.Timer(10, let_go)
+    timer.start()
     with pytest.raises(UntrustedPlanError, match="not an ordinary file"):
         cache.read_verified_plan(entry)
+    timer.cancel()
+    assert not has_blocked.is_set()
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
@@ -326,6 +337,47 @@ def test_a_plan_that_was_given_away_is_refused(cache):
     os.chown(entry.plan_path, 12345, -1)
     with pytest.raises(UntrustedPlanError, match="belongs to user 12345"):
         cache.read_verified_plan(entry)
+
+
+@pytest.fixture
+def forbidden(monkeypatch):
+    """Let the system refuse to open what has this name, as it does what another user keeps private."""
+
+    def install(name):
+        real = os.open
+
+        def refuse(path, *arguments, **named):
+            if Path(path).name == name:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return real(path, *arguments, **named)
+
+        monkeypatch.setattr(trust.os, "open", refuse)
+
+    return install
+
+
+def test_files_that_cannot_be_opened_are_refused_with_the_reason(cache, forbidden):
+    entry = keep(cache)
+    forbidden(entry.sidecar_path.name)
+    missed = cache.find(key())
+    assert isinstance(missed, Miss)
+    assert "cannot be opened by this user: Permission denied. Remove it" in missed.reason
+    assert [item.path for item in contents.usable(cache.folder)[1]] == [entry.sidecar_path]
+
+
+def test_a_plan_that_cannot_be_opened_is_refused(cache, forbidden):
+    entry = keep(cache)
+    forbidden(entry.plan_path.name)
+    with pytest.raises(UntrustedPlanError, match="cannot be opened by this user"):
+        cache.read_verified_plan(entry)
+
+
+def test_a_folder_that_cannot_be_opened_is_named_with_the_way_out(cache, forbidden):
+    keep(cache)
+    forbidden(cache.folder.name)
+    for use in (lambda: cache.find(key()), cache.entries):
+        with pytest.raises(SetupError, match=r"engines cannot be read: Permission denied\. Set RETINASTREAM_CACHE"):
+            use()
 
 
 # Where nothing can be written.

@@ -116,7 +116,7 @@ def test_its_failures_are_ours(tool, source, tmp_path):
     [
         ({"mode": "int4"}, UsageError, "mode is 'int4'; allowed are int8, fp8"),
         ({"method": "mse"}, UsageError, "'mse' is not known to modelopt; allowed are entropy, max"),
-        ({}, InputError, "3 pictures are few"),
+        ({}, InputError, "too few pictures to calibrate with: 3"),
     ],
 )
 def test_values_that_are_not_allowed_are_refused(tool, source, tmp_path, options, error, words):

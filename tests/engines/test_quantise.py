@@ -233,7 +233,7 @@ def test_the_same_pictures_give_the_same_file_and_others_another_hash(source, tm
     ("given", "options", "error", "words"),
     [
         ([], {"force": True}, InputError, "no picture to calibrate with"),
-        (pictures(3), {}, InputError, r"3 pictures are few to calibrate with; expected at least 32"),
+        (pictures(3), {}, InputError, r"too few pictures to calibrate with: 3; expected at least 32"),
         (pictures(40, 32, 32), {}, InputError, "sees no face in any of the 40 calibration pictures"),
         ([np.zeros((3, 32, 32), np.float32)], {"force": True}, UsageError, r"float32 \(3, 32, 32\); expected"),
         (pictures(2), {"force": True, "method": "median"}, UsageError, "'median' is not known; allowed are max"),

@@ -38,6 +38,14 @@ def test_a_model_that_never_passes_is_an_error_that_says_how_far_off_it_is(layer
         fewest_left([str(i) for i in range(layers)], lambda left: 2.5)
 
 
+def test_the_search_judges_as_rarely_as_it_says():
+    def judgements(enough):
+        return len(fewest_left([str(n) for n in range(50)], lambda left: 0.5 if len(left) >= enough else 2.0).trials)
+
+    assert max(map(judgements, range(50))) == 13
+    assert judgements(1) == 2, "most models need few layers left out"
+
+
 def test_costs_read_as_decibels():
     assert LayerCost("a", 0.01).decibels == pytest.approx(20)
     assert LayerCost("a", 0.0).decibels == float("inf")

@@ -226,6 +226,24 @@ def test_an_unknown_operator_is_named(graphs, device, tmp_path):
         build_plan(path, BuildOptions(PROFILES), device)
 
 
+def test_an_engine_is_checked_against_the_float_model(device, tmp_path, monkeypatch):
+    import cv2
+    from gpu_on_host import small_picture
+
+    from retinastream.engines.precision.half import to_fp16
+    from retinastream.evaluation.check_sets import open_check_set
+    from retinastream.evaluation.precision_check import check_precision
+    from retinastream.models.zoo import resolve_model
+
+    monkeypatch.setenv("RETINASTREAM_CACHE", str(tmp_path))
+    cv2.imwrite(str(tmp_path / "small.png"), small_picture())
+    reference = resolve_model("mnet025").path
+    half = to_fp16(reference, tmp_path / "half.onnx").path
+    report = check_precision(reference, half, open_check_set(tmp_path / "small.png"), device="cuda")
+    assert report.candidate["runtime"] == "tensorrt"
+    assert report.agreement["recall"] == 1.0
+
+
 @pytest.mark.parametrize("cuda_graph", [True, False], ids=["graph", "no graph"])
 def test_a_detector_finds_the_faces_that_the_cpu_finds(device, tmp_path, monkeypatch, cuda_graph):
     from gpu_on_host import assert_same, small_picture

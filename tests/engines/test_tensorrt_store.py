@@ -125,6 +125,11 @@ def test_after_several_sizes_one_engine_is_built_for_all(newest, fused, cache, c
     for shape in ((1, 3, 32, 64), (1, 3, 64, 64), (1, 3, 96, 64), (1, 3, 96, 192), (1, 3, 224, 224)):
         bind_and_run(again, shape)
     assert len(newest.builds) == 6
+    # nor does a folder of pictures begin with several builds again
+    later = TensorRtEngine(fused, newest.device, precision="f32")
+    for number in range(1, 5):
+        bind_and_run(later, (1, 3, 64, 64 + 32 * number))
+    assert len(newest.builds) == 7
 
 
 def test_the_engine_tuned_for_the_batch_is_preferred(newest, fused, cache):
@@ -133,7 +138,7 @@ def test_the_engine_tuned_for_the_batch_is_preferred(newest, fused, cache):
         obtain_engine(graph, BuildOptions((profile_for(64, 96, batches),)), newest.device)
     plans = StoredPlans(fused, newest.device, "f32")
     plan = plans.plan_for(2, 64, 96)
-    assert plan.inputs[0].profiles[0][1][0] == 2
+    assert plan.tensors[0].profiles[0][1][0] == 2
 
 
 def test_an_engine_of_another_gpu_or_version_is_not_taken(newest, fused, monkeypatch):
@@ -195,7 +200,7 @@ def test_progress_is_logged_every_few_seconds(newest, fused, caplog, monkeypatch
 
 @pytest.mark.parametrize(
     ("precision", "says"),
-    [("int8", "retinastream engine quantize"), ("fp8", "allowed are f32, fp16 and int8")],
+    [("int8", "retinastream engine quantize"), ("fp8", "allowed are f32, fp16, int8")],
 )
 def test_a_precision_that_needs_more_is_refused_with_how_to_get_it(newest, fused, precision, says):
     with pytest.raises(UsageError, match=says):

@@ -267,7 +267,7 @@ def test_a_model_that_torch_cannot_run_is_named(model, tmp_path):
 @pytest.mark.parametrize("precision", ["f32", "fp16"])
 def test_a_detector_over_torch_finds_what_the_cpu_finds(precision):
     """From frames to faces, kernels as host C++: preprocessing writes the input of torch, decoding reads its maps."""
-    cv2 = pytest.importorskip("cv2")
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed, and pictures are read with it")
     from host_device import HostDevice
 
     from retinastream.models.zoo import resolve_model

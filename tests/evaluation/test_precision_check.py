@@ -125,6 +125,24 @@ def test_without_labels_the_reference_is_the_truth(model, half, pictures):
     assert itself.agreement["landmarks_apart"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("faces", "limits", "said"),
+    [
+        pytest.param(147, (0.1,), "of 147 faces one is 0.68 points, more than the 0.1 that may be lost", id="few"),
+        pytest.param(147, (1.0, 0.5), "a set of 200 faces or more", id="the narrowest limit counts"),
+        pytest.param(1000, (0.1,), None, id="enough"),
+        pytest.param(3, (0.0,), None, id="nothing may be lost"),
+        pytest.param(None, (0.1,), None, id="not known"),
+    ],
+)
+def test_a_set_too_small_for_its_limit_is_remarked(faces, limits, said):
+    losses = tuple(Loss("ap50", 1.0, 1.0, 0.0, limit) for limit in limits)
+    report = PrecisionReport({}, {}, "labelled", {} if faces is None else {"faces": faces}, losses)
+    assert report.to_dict()["remarks"] == list(report.remarks)
+    assert len(report.remarks) == (said is not None)
+    assert all(said in remark for remark in report.remarks)
+
+
 def test_the_reference_runs_once_for_any_number_of_candidates(model, half, broken, pictures):
     told = []
     on = open_check_set(pictures / "coco.json")

@@ -83,6 +83,16 @@ def test_a_folder_is_sampled_evenly_with_what_is_below_it(tmp_path):
     assert greys(frames) == found, "every pass gives the same"
 
 
+def test_progress_is_told_per_picture_and_pass(tmp_path):
+    for number in range(3):
+        paint(tmp_path / f"{number}.png", 50)
+    told = []
+    frames = CalibrationFrames([tmp_path], network(), size="pyramid", count=2, progress=lambda *seen: told.append(seen))
+    for _ in range(2):
+        list(frames)
+    assert told == [(1, 2), (2, 2)] * 2
+
+
 def test_a_video_is_sampled_over_its_length(tmp_path):
     write_video(tmp_path / "v.mp4", frames=60, size=(64, 48))
     whole = [p.copy() for p in CalibrationFrames([tmp_path / "v.mp4"], network(), count=60, size="native")]

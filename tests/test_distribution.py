@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from package_index import run_with_packages
+
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
 
@@ -17,7 +19,8 @@ def built(tmp_path_factory):
     """A source distribution of this checkout, and the wheel built from it (not from the checkout)."""
     pytest.importorskip("build", reason="build is not installed")
     target = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "build", "--outdir", str(target), str(ROOT)], check=True, capture_output=True)
+    command = [sys.executable, "-m", "build", "--outdir", str(target), str(ROOT)]
+    run_with_packages(command, what="what the build needs")
     return {path.suffix: path for path in target.iterdir()}
 
 

@@ -224,26 +224,34 @@ SEEN = (
 )
 
 
-@pytest.mark.data
-@pytest.mark.parametrize(("normalise", "flip"), [("imagenet", False), ("imagenet", True), ("arcface", False)])
-def test_the_same_person_is_far_more_alike_than_different_people(data, real_model, runtime, normalise, flip):
-    cv2 = pytest.importorskip("cv2")
+@pytest.fixture(scope="module")
+def seen_faces(data, real_model):
+    """The aligned crops of SEEN, and who is on each."""
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed, and pictures are read with it")
     from retinastream.pipeline.detector import Detector
 
-    file = data / "weights" / "MobileFaceNet.onnx"
-    if not file.is_file():
-        pytest.skip(f"{file} is absent")
-    embed = FaceEmbedder(file, normalise=normalise, flip=flip, runtime=runtime, threads=1)
-    assert embed.dimension == 128
-    rows, people = [], []
+    aligned, people = [], []
     with Detector(real_model, size="native", threads=1) as detector:
         for name, person, (left, right) in SEEN:
             picture = cv2.imread(str(data / "stills" / f"{name}.jpg"))
             faces = detector(picture)
             middles = (faces.boxes[:, 0] + faces.boxes[:, 2]) / 2 / picture.shape[1]
             (found,) = np.flatnonzero((middles >= left) & (middles < right) & (faces.scores > 0.9))
-            rows.append(embed(align_faces(picture, faces.landmarks[[found]]))[0])
+            aligned.append(align_faces(picture, faces.landmarks[[found]]))
             people.append(person)
+    return aligned, people
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("normalise", "flip"), [("imagenet", False), ("imagenet", True), ("arcface", False)])
+def test_the_same_person_is_far_more_alike_than_different_people(data, seen_faces, runtime, normalise, flip):
+    file = data / "weights" / "MobileFaceNet.onnx"
+    if not file.is_file():
+        pytest.skip(f"{file} is absent")
+    embed = FaceEmbedder(file, normalise=normalise, flip=flip, runtime=runtime, threads=1)
+    assert embed.dimension == 128
+    aligned, people = seen_faces
+    rows = [embed(face)[0] for face in aligned]
     alike = np.array(rows) @ np.array(rows).T
     first, second = np.triu_indices(len(rows), 1)
     same = np.array(people)[first] == np.array(people)[second]

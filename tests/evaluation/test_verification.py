@@ -366,7 +366,7 @@ COLOURS = {
 @pytest.fixture
 def painted(tmp_path):
     """Pictures of one colour, and a list of pairs over them."""
-    cv2 = pytest.importorskip("cv2")
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed, and pictures are read with it")
     for name, colour in COLOURS.items():
         cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((120, 120, 3), colour, np.uint8))
     (tmp_path / "broken.png").write_bytes(b"this is no picture")

@@ -188,5 +188,6 @@ def racing_case(kernels):
     return run(backend, [frame], [landmarks_around(np.random.default_rng(4), 20, 20, 1)], 40)[0].sum()
 
 
+@pytest.mark.slow  # to compile, and to start
 def test_the_threads_of_a_block_wait_for_the_transform():
     assert in_sanitizer("tsan", racing_case, "align.cu") == racing_case(load("align.cu"))

@@ -203,14 +203,16 @@ def test_the_order_of_blocks_and_threads_does_not_show(fast_limit, seed):
 @pytest.mark.parametrize("name", ["light", "paper"])
 def test_faces_of_a_pyramid_equal_the_reference(backend, name, layout, dtype, fast_limit):
     spec = replace(SPECS[name], output_layout=layout)
-    placements = [placement_of(300, 200, spec), placement_of(300, 200, spec, scale=0.4)]
+    # as many candidates of either: the paper's grid is twice as fine
+    width, height = {"light": (300, 200), "paper": (160, 110)}[name]
+    placements = [placement_of(width, height, spec), placement_of(width, height, spec, scale=0.4)]
     passes = [(random_outputs(spec, p, seed=k, dtype=dtype), p) for k, p in enumerate(placements)]
     for clip, limit, max_faces in ((True, 5000, 750), (False, 100, 20)):
         limits = limits_for(spec, placements, limit=limit, max_faces=max_faces, clip=clip, fast_limit=fast_limit)
         rows, counts, _ = faces_by_kernels(backend, spec, passes, threshold=0.9, limits=limits)
         for item in range(2):
             each = [candidates(outputs, item, p, spec, 0.9, limit) for outputs, p in passes]
-            faces = final_faces(each, width=300, height=200, iou=0.4, max_faces=max_faces, clip=clip, limit=limit)
+            faces = final_faces(each, width=width, height=height, iou=0.4, max_faces=max_faces, clip=clip, limit=limit)
             found = counts[item, FACES]
             assert found == len(faces) > 10
             assert_allclose(rows[item, :found, :4], faces.boxes, rtol=0, atol=1e-3)

@@ -55,7 +55,7 @@ def check_levels(found, expected):
     assert error.mean() - unavoidable.mean() <= 0.1 * ROUNDING
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_frame_at_any_size_equals_the_definition(backend, data):
     frame = data.draw(frames())

@@ -370,6 +370,7 @@ def racing_case(kernels):
     return int(frame.planes[0].sum())
 
 
+@pytest.mark.slow  # to compile, and to start
 def test_the_threads_of_a_block_wait_for_the_list_of_their_tile():
     assert in_sanitizer("tsan", racing_case, "draw.cu") == racing_case(load("draw.cu"))
 

@@ -66,11 +66,11 @@ def test_our_sources_use_what_this_test_is_about():
 
 def install(folder, *requirements):
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--target", str(folder), *requirements]
+    command += ["--retries", "1", "--timeout", "15", "--only-binary", ":all:", "--target", str(folder), *requirements]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     except subprocess.TimeoutExpired:
-        pytest.skip(f"NOT TESTED: {' '.join(requirements)} did not arrive within 240 s")
+        pytest.skip(f"NOT TESTED: {' '.join(requirements)} did not arrive within 180 s")
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         pytest.skip(f"NOT TESTED: {' '.join(requirements)} cannot be had: {said[-1] if said else done.returncode}")

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the export extra is not installed")
 
+from retinastream.engines.openvino_core import openvino_core  # noqa: E402
 from retinastream.models.architectures import create_network  # noqa: E402
 from retinastream.models.network_deformable import DeformableConvolution, deform_convolution  # noqa: E402
 from retinastream.models.network_paper import PaperRetinaFace  # noqa: E402
@@ -108,7 +109,7 @@ def test_an_exported_deformable_network_agrees_with_torch_at_any_size(runtime, t
     if runtime == "onnxruntime":
         session = engine.InferenceSession(path, providers=["CPUExecutionProvider"])
     else:
-        session = engine.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        session = openvino_core(engine).compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for batch, height, width in ((1, 64, 128), (2, 96, 64)):
         images = np.random.default_rng(6).normal(0, 1, (batch, 3, height, width)).astype(np.float32)
         with torch.no_grad():

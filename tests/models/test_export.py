@@ -12,6 +12,7 @@ onnx = pytest.importorskip("onnx", reason="the export extra is not installed")
 ort = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
 import openvino  # noqa: E402
 
+from retinastream.engines.openvino_core import openvino_core  # noqa: E402
 from retinastream.errors import ModelError, OutputError  # noqa: E402
 from retinastream.models.checkpoints import load_checkpoint  # noqa: E402
 from retinastream.models.export import export_network, export_onnx  # noqa: E402
@@ -45,7 +46,7 @@ class Runtimes:
         options.intra_op_num_threads = 2
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2}
-        self.compiled = openvino.Core().compile_model(path, "CPU", settings)
+        self.compiled = openvino_core(openvino).compile_model(path, "CPU", settings)
 
     def outputs(self, images):
         names = list(self.model.output_names)

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the export extra is not installed")
 
+from retinastream.engines.openvino_core import openvino_core  # noqa: E402
 from retinastream.errors import ModelError, UsageError  # noqa: E402
 from retinastream.models.architectures import ALL_ARCHITECTURES, create_network, spec_of  # noqa: E402
 from retinastream.models.checkpoints import load_checkpoint, read_state  # noqa: E402
@@ -291,7 +292,7 @@ def outputs_of(runtime, model, images):
     if runtime == "onnxruntime":
         session = engine.InferenceSession(model.path, providers=["CPUExecutionProvider"])
         return session.run(list(model.output_names), {model.input_name: images})
-    compiled = engine.Core().compile_model(model.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core(engine).compile_model(model.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled({model.input_name: images})
     return [found[name] for name in model.output_names]
 

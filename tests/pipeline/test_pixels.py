@@ -230,12 +230,12 @@ def test_frames_outlive_their_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads the process's memory from /proc")
 def test_frames_are_released_at_once_without_the_garbage_collector(tmp_path: Path) -> None:
-    file = write_video(tmp_path / "x.mp4", size=(1280, 720), frames=120, gop=30, rotation=90)
+    file = write_video(tmp_path / "x.mp4", size=(960, 540), frames=120, gop=30, rotation=90)
 
     def megabytes_after_reading_all() -> float:
         with open_video(file, threads=1) as source:
             for frame in source:
-                assert frame.nbytes == 1280 * 720 * 3 // 2
+                assert frame.nbytes == 960 * 540 * 3 // 2
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
     gc.collect()
@@ -245,5 +245,5 @@ def test_frames_are_released_at_once_without_the_garbage_collector(tmp_path: Pat
         after = max(megabytes_after_reading_all() for _ in range(2))
     finally:
         gc.enable()
-    # 240 pictures are 332 MB; what is in flight is known after the first pass.
+    # 240 pictures are 187 MB; what is in flight is known after the first pass.
     assert after - before < 60

@@ -16,6 +16,8 @@ from retinastream.pipeline.run import run
 from retinastream.settings import DetectSettings
 
 SAMPLE = Path(__file__).parents[1] / "media" / "sample_4k.mp4"
+# Random weights see a face everywhere; where it does not matter how many, this is enough to write and to draw.
+FEW = 40
 
 
 class Silent:
@@ -135,7 +137,7 @@ def test_corrupt_packets_cost_only_themselves_and_all_frames_are_accounted_for(t
     whole = write_video(tmp_path / "whole.ts", frames=60, size=(320, 192), gop=10)
     packets = len(whole.read_bytes()) // 188
     broken = damage_ts(whole, tmp_path / "broken.ts", range(packets // 3, packets // 3 + 12))
-    settings = DetectSettings(model=str(tiny_model["fused"]), output=tmp_path, size="native")
+    settings = DetectSettings(model=str(tiny_model["fused"]), output=tmp_path, size="native", max_faces=FEW)
     report = run(settings, [str(broken)], Silent())
     counts = report.inputs[0].counts()
     assert report.exit_code == 0
@@ -151,7 +153,9 @@ def test_resolution_change_in_mid_stream_keeps_going(tiny_model, tmp_path):
     from media.builders import write_size_change
 
     clip = write_size_change(tmp_path / "change.ts", [(320, 192), (160, 96)], frames=10)
-    settings = DetectSettings(model=str(tiny_model["fused"]), output=tmp_path, size="native", annotate=True, batch=4)
+    settings = DetectSettings(
+        model=str(tiny_model["fused"]), output=tmp_path, size="native", max_faces=FEW, annotate=True, batch=4
+    )
     report = run(settings, [str(clip)], Silent())
     assert report.exit_code == 0, report.inputs[0].error
     assert report.inputs[0].written == 20
@@ -162,7 +166,7 @@ def test_output_that_is_an_input_fails_alone(tiny_model, tmp_path):
     other = write_video(tmp_path / "other.mp4", frames=5, size=(320, 192))
     (tmp_path / "clip.annotated.mp4").symlink_to(clip)
     settings = DetectSettings(
-        model=str(tiny_model["fused"]), output=tmp_path, annotate=True, overwrite=True, size="native"
+        model=str(tiny_model["fused"]), output=tmp_path, annotate=True, overwrite=True, size="native", max_faces=FEW
     )
     before = clip.read_bytes()
     report = run(settings, [str(clip), str(other)], Silent())
@@ -197,9 +201,13 @@ def test_failure_of_one_output_leaves_the_others_readable(tiny_model, tmp_path, 
     assert threading.active_count() == before
 
 
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("long") / "clip.mp4", frames=200, size=(320, 192))
+
+
 @pytest.mark.parametrize("batch", [1, 3])
-def test_stop_finishes_what_is_in_flight(tiny_model, tmp_path, batch):
-    clip = write_video(tmp_path / "clip.mp4", frames=200, size=(320, 192))
+def test_stop_finishes_what_is_in_flight(tiny_model, tmp_path, long_clip, batch):
     stop = threading.Event()
 
     class Stopper(Silent):
@@ -208,8 +216,10 @@ def test_stop_finishes_what_is_in_flight(tiny_model, tmp_path, batch):
             if self.progress == 5:
                 stop.set()
 
-    settings = DetectSettings(model=str(tiny_model["fused"]), output=tmp_path, size="native", batch=batch)
-    report = run(settings, [str(clip)], Stopper(), stop)
+    settings = DetectSettings(
+        model=str(tiny_model["fused"]), output=tmp_path, size="native", batch=batch, max_faces=FEW
+    )
+    report = run(settings, [str(long_clip)], Stopper(), stop)
     assert report.exit_code == 130
     outcome = report.inputs[0]
     assert outcome.status == "interrupted"
@@ -221,6 +231,16 @@ def test_stop_finishes_what_is_in_flight(tiny_model, tmp_path, batch):
     assert len(frames) == outcome.written
 
 
+@pytest.fixture(scope="module")
+def unbroken(tiny_model, tmp_path_factory):
+    """A clip, the settings of a run over all of it, and its frames by their index."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    clip = write_video(folder / "clip.mp4", frames=30, size=(320, 192))
+    settings = {"model": str(tiny_model["fused"]), "size": "native", "threshold": 0.4, "max_faces": FEW}
+    run(DetectSettings(**settings, output=folder / "all"), [str(clip)], Silent())
+    return clip, settings, {f["index"]: f for f in records(folder / "all" / "clip.faces.jsonl")[1]}
+
+
 @pytest.mark.parametrize(
     ("selection", "expected"),
     [
@@ -230,12 +250,9 @@ def test_stop_finishes_what_is_in_flight(tiny_model, tmp_path, batch):
         ({"start": 0.4, "stride": 5, "max_frames": 2}, [10, 15]),
     ],
 )
-def test_selection_gives_the_frames_of_an_unbroken_run(tiny_model, tmp_path, selection, expected):
-    clip = write_video(tmp_path / "clip.mp4", frames=30, size=(320, 192))
-    settings = {"model": str(tiny_model["fused"]), "size": "native", "threshold": 0.4}
-    run(DetectSettings(**settings, output=tmp_path / "all"), [str(clip)], Silent())
-    run(DetectSettings(**settings, output=tmp_path / "some", **selection), [str(clip)], Silent())
-    whole = {f["index"]: f for f in records(tmp_path / "all" / "clip.faces.jsonl")[1]}
-    part = records(tmp_path / "some" / "clip.faces.jsonl")[1]
+def test_selection_gives_the_frames_of_an_unbroken_run(unbroken, tmp_path, selection, expected):
+    clip, settings, whole = unbroken
+    run(DetectSettings(**settings, output=tmp_path, **selection), [str(clip)], Silent())
+    part = records(tmp_path / "clip.faces.jsonl")[1]
     assert [f["index"] for f in part] == expected
     assert part == [whole[i] for i in expected]

@@ -155,7 +155,7 @@ def test_weights_of_both_recipes():
     # ln e / 0.2 = 5 encoded, 4.5 each for two numbers. Class: ln 2 for the one face.
     half = 8 * math.e
     case = by_hand([FACE], landmarks=11.2, box=(8 - half, 8 - half, 8 + half, 8 + half))
-    light, paper = (float(multi_task_loss(*case, r).total) for r in (LIGHT_LOSS, PAPER_LOSS))
+    light, paper = (multi_task_loss(*case, r).total.item() for r in (LIGHT_LOSS, PAPER_LOSS))
     assert light == pytest.approx(2 * 9 + 15 + math.log(2), rel=1e-5)
     assert paper == pytest.approx(0.25 * 9 + 0.1 * 15 + math.log(2), rel=1e-5)
 
@@ -283,7 +283,7 @@ def test_half_precision_outputs_are_summed_in_float32(kind):
     found = multi_task_loss(Predictions(*low), truths, matches, ANCHORS, LIGHT_LOSS)
     same = multi_task_loss(Predictions(*(t.float() for t in low)), truths, matches, ANCHORS, LIGHT_LOSS)
     assert found.total.dtype == torch.float32
-    assert float(found.total) == float(same.total)
+    assert found.total.item() == same.total.item()
     found.total.backward()
     assert all(t.grad.dtype == kind and t.grad.isfinite().all() for t in low)
 

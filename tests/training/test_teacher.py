@@ -60,7 +60,7 @@ def assert_same(found, wanted, tolerance=1e-3):
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("layout", ["fused", "classic"])
 def test_a_file_of_either_layout_answers_as_the_network_does(tiny_model, network, runtime, layout):
-    pytest.importorskip(runtime)
+    pytest.importorskip(runtime, reason=f"the runtime {runtime} is not installed")
     images = normalised(pictures())
     wanted = told_by(network, images)
     assert wanted.boxes.std() > 0.01  # otherwise any order of the anchors would do
@@ -76,13 +76,13 @@ def test_a_file_of_either_layout_answers_as_the_network_does(tiny_model, network
 @pytest.mark.data
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_the_published_detector_answers_as_its_network_does_on_photographs(data, real_model, runtime):
-    cv2 = pytest.importorskip("cv2")
-    pytest.importorskip(runtime)
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed, and pictures are read with it")
+    pytest.importorskip(runtime, reason=f"the runtime {runtime} is not installed")
     from retinastream.models.checkpoints import load_checkpoint
 
     files = [p for p in sorted((data / "stills").iterdir()) if p.suffix.lower() in (".jpg", ".png")][:2]
     if not files:
-        pytest.skip("no stills")
+        pytest.skip(f"there are no pictures in {data / 'stills'}")
     images = normalised(np.stack([cv2.resize(cv2.imread(str(f)), (320, 320)) for f in files]))
     loaded = load_checkpoint(data / "weights" / "mobilenet0.25_Final.pth")
     wanted = told_by(loaded.network, images)
@@ -92,7 +92,7 @@ def test_the_published_detector_answers_as_its_network_does_on_photographs(data,
 
 @pytest.mark.skipif(not has_fast_bf16(), reason="this CPU computes no bfloat16")
 def test_bf16_is_near_f32(tiny_model):
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="the runtime openvino is not installed")
     images = normalised(pictures())
     exact = DenseTeacher(tiny_model["fused"], SPEC, runtime="openvino", threads=1)(images)
     rough = DenseTeacher(tiny_model["fused"], SPEC, runtime="openvino", precision="bf16", threads=1)(images)
@@ -130,8 +130,8 @@ def test_the_shapes_used_last_are_held(tiny_model):
 
 
 def test_colours_between_whole_numbers_are_rounded_where_the_runtime_takes_bytes(tiny_model, network):
-    pytest.importorskip("openvino")
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino", reason="the runtime openvino is not installed")
+    pytest.importorskip("onnxruntime", reason="the runtime onnxruntime is not installed")
     whole = pictures().clip(1, 254)
     offset = np.random.default_rng(3).uniform(-0.49, 0.49, whole.shape)
     images, rounded = normalised(whole + offset), normalised(whole)
@@ -144,7 +144,7 @@ def test_colours_between_whole_numbers_are_rounded_where_the_runtime_takes_bytes
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_student_may_be_normalised_otherwise(tiny_model, network, runtime):
-    pytest.importorskip(runtime)
+    pytest.importorskip(runtime, reason=f"the runtime {runtime} is not installed")
     bgr = pictures()
     found = DenseTeacher(tiny_model["fused"], OTHER, runtime=runtime, threads=1)(normalised(bgr, OTHER))
     assert_same(found, told_by(network, normalised(bgr)))

@@ -480,7 +480,7 @@ def test_twenty_drawn_pictures_are_learned_by_heart(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_together_and_one_writes(labels, tmp_path):
-    pytest.importorskip("torch.distributed")
+    pytest.importorskip("torch.distributed", reason="this build of torch has no distributed training")
     if not torch.distributed.is_gloo_available():
         pytest.skip("this build of torch has no Gloo")
     import yaml

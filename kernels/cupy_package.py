@@ -21,7 +21,7 @@ def load_cupy(driver: tuple[int, int] | None) -> Any:
     """Import CuPy for a driver that serves CUDA up to the version ``driver`` (None: not known).
 
     MissingPackageError where it is not installed, SetupError where it cannot work: two distributions over each other,
-    one that does not load, that is too old, or that is made for a newer CUDA than the driver serves.
+    one that does not load, cannot make its folder, is too old, or is made for a newer CUDA than the driver serves.
     """
     _check_driver(driver)
     installed = _installed()
@@ -39,7 +39,14 @@ def load_cupy(driver: tuple[int, int] | None) -> Any:
         raise MissingPackageError(
             f"CuPy is not installed, and the CUDA kernels run through it; {_install(driver)}"
         ) from error
-    except Exception as error:  # a broken CuPy raises anything at import: ImportError, OSError, AttributeError
+    except OSError as error:
+        if error.filename is None:  # of a library that does not load
+            raise _broken(installed, driver, error) from error
+        raise SetupError(
+            f"CuPy cannot make the folder in which it keeps compiled kernels: {error}; set CUPY_CACHE_DIR to a folder "
+            "that can be written"
+        ) from error
+    except Exception as error:  # a broken CuPy raises anything at import: ImportError, AttributeError
         raise _broken(installed, driver, error) from error
     _check_version(cupy, driver)
     return cupy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -237,7 +238,9 @@ class Detector:
                 for _, faces in pipeline:
                     yield from faces
         finally:
-            self.backend.settle()
+            # Left open to the end of the program: a thread may have been ended with a batch in its hands.
+            if not sys.is_finalizing():
+                self.backend.settle()
 
     def stages(self, *, keep_frames: bool = False, steady: bool = False) -> list[Stage]:
         """Declare the stages from ``[Frame]`` to ``([Frame], [Faces])``; frames are let go unless they are kept.

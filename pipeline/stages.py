@@ -5,7 +5,9 @@ Each stage has its own threads and a bounded queue in front of it. A stage with 
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retinastream.pipeline.queues import BoundedQueue, Cancelled, QueueStats
+
+# How long the end of a program waits for threads of a pipeline that is left open, each: a source may block for ever.
+_PATIENCE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +118,18 @@ class Pipeline:
                 )
                 for worker in range(stage.workers)
             ]
+        # A program may end while an iterator is left open. Python then ends the threads wherever they are, and a
+        # runtime's or CUDA's code that is left in that way takes the whole process down.
+        atexit.register(self._cancel, _PATIENCE)
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Cancel what still runs and wait for every thread."""
-        self.stop()
-        for queue in self._queues:
-            queue.cancel()
-        for thread in self._threads:
-            thread.join()
+        atexit.unregister(self._cancel)
+        # Python has ended them where it is finalizing itself.
+        self._cancel(0 if sys.is_finalizing() else None)
         self.stats.wall = time.perf_counter() - self._began
 
     def __iter__(self) -> Iterator[Any]:
@@ -137,6 +143,14 @@ class Pipeline:
         self.stats.wall = time.perf_counter() - self._began
         if self._errors:
             raise min(self._errors, key=lambda failed: failed[0])[1]
+
+    def _cancel(self, patience: float | None) -> None:
+        """Cancel what runs and wait for its threads, ``patience`` seconds for each, None as long as they take."""
+        self.stop()
+        for queue in self._queues:
+            queue.cancel()
+        for thread in self._threads:
+            thread.join(patience)
 
     def _feed(self) -> None:
         stats, queue = self.stats.stages[0], self._queues[0]

@@ -189,6 +189,7 @@ def test_a_cupy_for_amd_is_refused(installed):
             r"OSError: libx\.so\.13: cannot open",
             id="a library is missing",
         ),
+        pytest.param("raise OSError('invalid ELF header')", "OSError: invalid ELF header", id="one is damaged"),
         pytest.param("import retinastream.absent", "ModuleNotFoundError.*absent", id="a module is missing"),
         pytest.param("1 / 0", "ZeroDivisionError", id="anything"),
     ],
@@ -201,6 +202,17 @@ def test_a_cupy_that_does_not_load_is_told_with_the_reason(monkeypatch, tmp_path
     with pytest.raises(SetupError, match=rf"cupy-cuda13x 14\.2\.0 does not load: {reason}.*gpu-cu13") as caught:
         load_cupy((13, 0))
     assert not isinstance(caught.value, MissingPackageError)
+
+
+def test_a_cupy_that_cannot_make_its_folder_is_not_called_broken(monkeypatch, tmp_path, installed):
+    (tmp_path / "file").touch()
+    (tmp_path / "cupy.py").write_text(f"import os\nos.makedirs({str(tmp_path / 'file' / 'cache')!r})")
+    installed(None)
+    monkeypatch.delitem(sys.modules, "cupy")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SetupError, match=r"cannot make the folder.*file/cache'; set CUPY_CACHE_DIR") as caught:
+        load_cupy((13, 0))
+    assert "pip" not in str(caught.value)
 
 
 def state(monkeypatch, *, error=None, devices=GPUS):
@@ -412,6 +424,7 @@ def device():
     opened = open_device("cuda")
     with opened.current():
         yield opened
+        opened.release_unused()  # for the other packages in this process
 
 
 @pytest.mark.gpu

@@ -25,6 +25,7 @@ def device(request):
     pytest.importorskip("cupy", reason="NOT TESTED: CuPy is not installed")
     opened = open_device("cuda")
     with opened.current():
+        opened.release_unused()  # what other tests left in the pool would be given out without asking the driver
         yield opened
 
 
@@ -183,11 +184,15 @@ def allocate_within(device, stream):
     device.empty((512 << 20,), np.uint8)  # more than a pool has left
 
 
+FORKED = []
+
+
 def leave_another_stream_unjoined(device, stream):
     fork, other = device.event(), device.stream()
     stream.record(fork)
     other.wait(fork)
     device.clear(device.empty((4,), np.int32), other)
+    FORKED.append(other)  # to destroy it within the capture would be another mistake
 
 
 @pytest.mark.parametrize("mistake", [wait_within, allocate_within, leave_another_stream_unjoined])

@@ -2,6 +2,8 @@
 
 import gc
 import random
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -277,6 +279,38 @@ def test_leaving_early_ends_the_threads_and_closes_the_source(workers, received,
     assert finish_within_timeout(run) == list(range(received))
     assert closed.is_set()
     assert own_threads() == []
+
+
+LEFT_OPEN = """
+import itertools, threading
+from retinastream.pipeline import stages
+
+stages._PATIENCE = {patience}
+
+def source():
+    try:
+        for number in itertools.count():
+            if {blocks} and number == 3:
+                threading.Event().wait()
+            yield number
+    finally:
+        print("closed")
+
+def work(number):
+    return number
+
+pipeline = stages.Pipeline(source(), [stages.Stage("work", work)])
+results = iter(pipeline.__enter__())
+print(next(results), next(results))
+"""
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_the_end_of_the_program_ends_the_threads_of_an_iterator_that_is_left_open(blocks):
+    script = LEFT_OPEN.format(blocks=blocks, patience=0.1 if blocks else 30.0)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["0", "1"] + ([] if blocks else ["closed"])
 
 
 def test_a_worker_that_waits_for_its_turn_is_woken_when_the_one_before_it_is_cancelled():

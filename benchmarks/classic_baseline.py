@@ -26,7 +26,8 @@ from torch.nn import functional
 
 from retinastream.errors import RetinastreamError, UsageError
 from retinastream.models.checkpoints import load_checkpoint
-from retinastream.models.network import Part, RetinaFace
+from retinastream.models.network import RetinaFace
+from retinastream.models.network_heads import Part
 from retinastream.models.spec import DetectorSpec
 
 Float32 = npt.NDArray[np.float32]

@@ -292,7 +292,7 @@ def test_frames_keep_their_identity(tiny):
 
 
 def test_more_faces_than_wanted_are_cut_and_said(tiny_model, caplog):
-    with Detector(tiny_model["fused"], threshold=0.1, max_faces=3, size="native", threads=1) as detector:
+    with Detector(tiny_model["fused"], size="native", threads=2, threshold=0.0, iou=1.0, max_faces=3) as detector:
         faces = detector(picture_of())
         detector(picture_of(1))
     assert (len(faces), faces.overflow) == (3, True)
